@@ -1,0 +1,108 @@
+"""`EventBus` over one SQLite file: appends go to the writer thread, reads to the reader threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import apsw
+
+from gateway.errors import BusUnavailable
+from gateway.ports.bus import Batch, BusStats, Outcome, Page, Position, Retention, Start
+from gateway.storage.placing import check
+from gateway.storage.sqlite import pages
+from gateway.storage.sqlite.readers import Readers
+from gateway.storage.sqlite.room import free_bytes, used_bytes
+from gateway.storage.sqlite.trim import trim
+from gateway.storage.sqlite.writer import Writer
+
+
+class SqliteBus:
+    """The event bus of one gateway process; its contract stands in the port."""
+
+    partitions = 1
+
+    def __init__(self, path: Path, writer: Writer, readers: Readers, *, close: Callable[[], Awaitable[None]]) -> None:
+        self._path, self._writer, self._readers, self._close = path, writer, readers, close
+        self._end = 0
+        self._appended = asyncio.Event()
+        self._closed = False
+
+    def note_end(self, end: int) -> None:
+        """Wake readers that wait: a commit brought the log to this position."""
+        if end > self._end:
+            self._end = end
+            self._wake()
+
+    def stop(self) -> None:
+        """Refuse calls from now on, and end waits."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._appended.set()
+        self._appended = asyncio.Event()
+
+    async def append(self, batches: Sequence[Batch]) -> list[Outcome]:
+        """Store batches (contract in the port).
+
+        Raises:
+            ValueError: A batch breaks its own contract; none was stored.
+        """
+        for batch in batches:
+            check(batch)
+        return await self._writer.append(batches)
+
+    async def read(self, partition: int, after: Position, *, max_bytes: int, wait_s: float = 0) -> Page:
+        """Read on from a position (contract in the port)."""
+        assert partition == 0, "there is one partition"
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while True:
+            appended = self._appended
+            page = await self._readers.run(lambda connection: pages.read_page(connection, after, max_bytes))
+            remaining = deadline - loop.time()
+            if page.batches or page.damaged or remaining <= 0:
+                return page
+            try:
+                async with asyncio.timeout(remaining):  # wait_for can lose a cancellation (Python 3.11, gh-86296)
+                    await appended.wait()
+            except TimeoutError:
+                return page
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BusUnavailable("the store is closed")
+
+    async def locate(self, start: Start) -> Mapping[int, Position]:
+        """Turn a start into a position (contract in the port)."""
+        return {0: await self._readers.run(partial(pages.place_of, start=start))}
+
+    async def stored_through(self, source: str, streams: Sequence[str]) -> Mapping[str, int]:
+        """Tell how far streams are stored (contract in the port)."""
+        return await self._readers.run(partial(pages.stored_through, source=source, streams=streams))
+
+    async def trim(self, keep: Retention, *, not_past: Mapping[int, Position]) -> int:
+        """Remove the oldest batches, at most 500 a call (contract in the port)."""
+        return await self._writer.call(lambda transaction: trim(transaction, keep, not_past.get(0)))
+
+    async def stats(self) -> BusStats:
+        """Tell what is stored now (contract in the port)."""
+        return await self._readers.run(self._stats)
+
+    def _stats(self, connection: apsw.Connection) -> BusStats:
+        with connection:
+            first, last, batches = pages.bounds(connection)
+            events = pages.events_through(connection, last) - pages.events_trimmed(connection) if last else 0
+            size = used_bytes(connection)
+        return BusStats(
+            events=events, batches=batches, bytes=size, first=first, last=last, free_bytes=free_bytes(self._path)
+        )
+
+    async def aclose(self) -> None:
+        """Close the whole store (contract in the port)."""
+        await self._close()
