@@ -1,0 +1,163 @@
+"""Shared subscriptions on ordinary topics (MQTT 5.0, section 4.8.2): a group takes a message once, for one of its members.
+
+To the router a group is one subscriber. It chooses who gets a message (`rules.sharing`) and, while that is not
+acknowledged, keeps it: a session that ends hands it back, and another member gets it; what was sent at QoS 2 the session
+never hands back [MQTT-4.8.2-5], nor what its client refused [MQTT-4.8.2-6]. A durable session that is away keeps its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.mqtt.messages import EventMessage, Message
+from gateway.rules.sharing import Fate, least_loaded
+
+if TYPE_CHECKING:
+    from gateway.mqtt.router import Subscribed, Subscriber
+    from gateway.mqtt.trie import Trie
+
+
+class Sharer(Hashable, Protocol):
+    """A session, as its groups see it."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a client is there to take deliveries."""
+        ...
+
+    def offer(
+        self,
+        message: Message,
+        qos: int,
+        identifiers: tuple[int, ...],
+        *,
+        retain: bool,
+        on_ack: Callable[[Fate], object] | None = None,
+        key: str = "",
+    ) -> bool:
+        """Deliver a message if its topic is allowed (`Subscriber.offer`).
+
+        Args:
+            message: What was published.
+            qos: To send it at.
+            identifiers: To send it with.
+            retain: The RETAIN flag to send.
+            on_ack: Told once, perhaps before this returns, how it ended; not where the answer is False.
+            key: Names a message that the caller keeps too, and offers again after a restart of the gateway.
+        """
+        ...
+
+
+class _Member:
+    """Who shares, and what speaks for and against choosing it (`rules.sharing.Load`)."""
+
+    __slots__ = ("last_turn", "owed", "sharer", "subscription")
+
+    def __init__(self, sharer: Sharer, subscription: Subscribed) -> None:
+        self.sharer, self.subscription = sharer, subscription
+        self.owed = self.last_turn = 0
+
+    @property
+    def is_away(self) -> bool:
+        return not self.sharer.is_connected
+
+    def wants(self, message: Message) -> bool:
+        """Whether it can have a message now: events that come by a cursor are not for it, nor QoS 0 while it is away."""
+        if self.subscription.is_cursor and isinstance(message, EventMessage):
+            return False
+        return bool(min(message.qos, self.subscription.qos)) or not self.is_away
+
+
+class Group:
+    """The members of one `$share/NAME/FILTER`."""
+
+    __slots__ = ("_members", "_turn")
+
+    def __init__(self) -> None:
+        self._members: dict[Sharer, _Member] = {}
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def put(self, sharer: Sharer, subscription: Subscribed) -> Subscribed | None:
+        """Add or replace a member's subscription; give back the one it replaces."""
+        member = self._members.get(sharer)
+        if member is None:
+            self._members[sharer] = _Member(sharer, subscription)
+            return None
+        old, member.subscription = member.subscription, subscription
+        return old
+
+    def remove(self, sharer: Sharer) -> Subscribed | None:
+        """Let a member go; what is on its way to it stays its own [MQTT-3.10.4-3]."""
+        member = self._members.pop(sharer, None)
+        return member.subscription if member else None
+
+    def offer(self, message: Message, _qos: int, _identifiers: tuple[int, ...], *, retain: bool = False) -> bool:  # noqa: ARG002 - each member has its own of these
+        """Give a message to one member (`Subscriber`); tell whether there is one who may have it."""
+        return self._give(message, frozenset())
+
+    def _give(self, message: Message, tried: frozenset[Sharer]) -> bool:
+        while True:
+            wanting = (each for each in self._members.values() if each.sharer not in tried and each.wants(message))
+            member = least_loaded(wanting)
+            if member is None:
+                return False
+            tried |= {member.sharer}
+            if self._hand(member, message, tried):
+                return True
+
+    def _hand(self, member: _Member, message: Message, tried: frozenset[Sharer]) -> bool:
+        self._turn += 1
+        member.last_turn = self._turn
+        subscription = member.subscription
+        qos = min(message.qos, subscription.qos)
+        identifiers = () if subscription.identifier is None else (subscription.identifier,)
+        retain = message.retain and subscription.retain_as_published
+        member.owed += bool(qos)
+        ended = partial(self._ended, member, message, tried) if qos else None
+        is_allowed = member.sharer.offer(message, qos, identifiers, retain=retain, on_ack=ended)
+        member.owed -= bool(qos) and not is_allowed
+        return is_allowed
+
+    def _ended(self, member: _Member, message: Message, tried: frozenset[Sharer], fate: Fate) -> None:
+        member.owed -= 1
+        if fate is Fate.UNSENT:
+            self._give(message, tried)
+
+
+class Groups:
+    """All groups of one router, in its trie under the filters behind `$share/NAME/`."""
+
+    def __init__(self, trie: Trie[Subscriber, Subscribed], placeholder: Subscribed) -> None:
+        """Begin without any.
+
+        Args:
+            trie: Of the router.
+            placeholder: What the router knows of a group's subscription: its members have their own.
+        """
+        self._trie = trie
+        self._placeholder = placeholder
+        self._groups: dict[tuple[str, str], Group] = {}
+
+    def put(self, name: str, filter_: str, sharer: Sharer, subscription: Subscribed) -> Subscribed | None:
+        """Add or replace a member's subscription; give back the one it replaces."""
+        group = self._groups.get((name, filter_))
+        if group is None:
+            group = self._groups[name, filter_] = Group()
+            self._trie.put(filter_, group, self._placeholder)
+        return group.put(sharer, subscription)
+
+    def remove(self, name: str, filter_: str, sharer: Sharer) -> Subscribed | None:
+        """Take a member's subscription out; None if there was none."""
+        group = self._groups.get((name, filter_))
+        if group is None:
+            return None
+        old = group.remove(sharer)
+        if not len(group):
+            del self._groups[name, filter_]
+            self._trie.remove(filter_, group)
+        return old

@@ -1,0 +1,190 @@
+"""All sessions, with a connection or without: who resumes which, when one ends, and what is left of them after a restart.
+
+A session belongs to (principal, client id) and to one registration of a device (wire protocol, section 2); a client that
+asks for a clean start, or was registered anew, gets another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+
+from edge_protocol.topics import TopicFilter
+from gateway.mqtt import records, wills
+from gateway.mqtt.records import Head, Out
+from gateway.mqtt.session import Session
+from gateway.mqtt.wills import Absence
+from gateway.ports.identity import Grant, Principal
+from gateway.ports.state import Entry
+from gateway.rules.policy import NOTHING
+
+if TYPE_CHECKING:
+    from gateway.mqtt.codec import Will
+    from gateway.mqtt.hub import Hub
+    from gateway.ports.state import StateStore
+    from gateway.rules.policy import Permissions
+
+log = structlog.get_logger()
+
+_PAGE: Final = 64  # entries a scan: values are at most about 1 MiB
+_head = msgspec.msgpack.Decoder(Head)
+_out = msgspec.msgpack.Decoder(Out)
+
+
+class Sessions:
+    """Sessions by principal and client id."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._by_principal: dict[Principal, dict[str, Session]] = {}
+        self._absences: dict[Session, Absence] = {}
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_principal.values()))
+
+    def __iter__(self) -> Iterator[Session]:
+        for mine in self._by_principal.values():
+            yield from mine.values()
+
+    def get(self, principal: Principal, client_id: str) -> Session | None:
+        """A session that lives, or None."""
+        return self._by_principal.get(principal, {}).get(client_id)
+
+    def of(self, principal: Principal) -> tuple[Session, ...]:
+        """All sessions of a principal."""
+        return tuple(self._by_principal.get(principal, {}).values())
+
+    def open(
+        self, grant: Grant, client_id: str, *, clean_start: bool, expiry_s: int, will: Will | None
+    ) -> tuple[Session, bool]:
+        """Give a client its session, which has no connection now; tell whether it was there [MQTT-3.2.2-3]."""
+        session = self.get(grant.principal, client_id)
+        if session is not None and session.epoch != grant.epoch:
+            session.will = None  # of a device that is no more
+            self.end(session)
+            session = None
+        if session is not None and clean_start:
+            self.end(session)  # [MQTT-3.1.2-4]
+            session = None
+        is_present = session is not None
+        if session is None:
+            session = Session(self._hub, grant.principal, client_id)
+            self._by_principal.setdefault(grant.principal, {})[client_id] = session
+        self._resume(session)
+        session.epoch, session.roles, session.will = grant.epoch, grant.roles, will
+        session.live_for(expiry_s)
+        session.keep_head()
+        return session, is_present
+
+    def left(self, session: Session, permissions: Permissions) -> None:
+        """Its connection, which had these permissions, is gone: it ends, or waits for the next one."""
+        session.detach()
+        session.left_at_s = now_s = self._hub.clock()
+        if self._is_closed:
+            session.keep_head()  # wills are published after the restart, as section 3.1.2.5 allows
+            return
+        if now_s >= wills.due_at_s(session):
+            wills.fire(self._hub, session, permissions)
+        session.keep_head()
+        self._wait(session)
+
+    def close(self) -> None:
+        """The gateway shuts down: sessions that lose their connection from now on are left as they are."""
+        self._is_closed = True
+
+    def end(self, session: Session) -> None:
+        """End a session that has no connection: its will is due, its subscriptions and messages are gone."""
+        self._resume(session)
+        mine = self._by_principal[session.principal]
+        del mine[session.client_id]
+        if not mine:
+            del self._by_principal[session.principal]
+        for filter_ in session.subscriptions:
+            self._hub.router.unsubscribe(filter_, session)
+        session.subscriptions.clear()
+        self._hub.cursors.drop(session)
+        session.end()
+        wills.fire(self._hub, session)
+
+    def revoke(self, principal: Principal) -> None:
+        """End all sessions of a principal, wills and all (wire protocol, section 2); its connections are gone already."""
+        for session in self.of(principal):
+            session.will = None
+            self.end(session)
+
+    async def load(self, store: StateStore) -> None:
+        """Take up what was kept: those that were connected have lost their connection now.
+
+        Those of devices that were disabled, removed or registered anew while the gateway was stopped are gone (P7).
+        """
+        async for (principal, client_id), entries in _grouped(store):
+            kept = {records.split_key(entry.key)[2]: entry.value for entry in entries}
+            head = _read_head(kept.pop(records.HEAD, b""))
+            if head is None or await self._is_revoked(principal, head):
+                for entry in entries:
+                    self._hub.journal.put(entry.key, None)
+                continue
+            self._restore(Session(self._hub, principal, client_id), head, kept)
+        if self._by_principal:
+            log.info("sessions_loaded", count=len(self))
+
+    async def _is_revoked(self, principal: Principal, head: Head) -> bool:
+        if principal.device is None:
+            return False
+        return await self._hub.authenticator.permissions_of(principal, head.roles, head.epoch) == NOTHING
+
+    def _restore(self, session: Session, head: Head, kept: dict[str, bytes]) -> None:
+        received = [int(name[len(records.IN) :]) for name in kept if name.startswith(records.IN)]
+        out = (
+            (int(name[len(records.OUT) :]), _out.decode(value))
+            for name, value in kept.items()
+            if name.startswith(records.OUT)
+        )
+        session.restore(head, received, out)
+        for filter_, subscription in head.subscriptions.items():
+            session.subscriptions[TopicFilter(filter_)] = subscription
+            self._hub.router.subscribe(TopicFilter(filter_), session, subscription)
+        self._by_principal.setdefault(session.principal, {})[session.client_id] = session
+        session.keep_head()
+        self._wait(session)
+
+    def _wait(self, session: Session) -> None:
+        absence = self._absences[session] = Absence(self._hub, session, self.end)
+        absence.begin()
+
+    def _resume(self, session: Session) -> None:
+        session.left_at_s = None
+        if absence := self._absences.pop(session, None):
+            absence.end()
+
+
+async def _grouped(store: StateStore) -> AsyncIterator[tuple[tuple[Principal, str], list[Entry]]]:
+    """Entries by session; one session is in memory at a time."""
+    pending: list[Entry] = []
+    after = ""
+    while page := await store.scan(records.PREFIX, after, _PAGE):
+        after = page[-1].key
+        groups = [list(group) for _, group in groupby([*pending, *page], key=lambda entry: _owner(entry.key))]
+        pending = groups.pop()
+        for group in groups:
+            yield _owner(group[0].key), group
+    if pending:
+        yield _owner(pending[0].key), pending
+
+
+def _owner(key: str) -> tuple[Principal, str]:
+    principal, client_id, _ = records.split_key(key)
+    return principal, client_id
+
+
+def _read_head(value: bytes) -> Head | None:
+    try:
+        head = _head.decode(value)
+    except msgspec.DecodeError:
+        return None
+    return head if head.format == records.FORMAT else None
