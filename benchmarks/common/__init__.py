@@ -1,0 +1,1 @@
+"""What the benchmarks share: a gateway and its peers in processes of their own, alternating rounds, tables."""
