@@ -1,0 +1,333 @@
+"""QoS 2 over real sockets, both ways: taken once, delivered once, acknowledged when durable (section 4.3.3)."""
+
+import pytest
+from mqtt_kit import FakeIngest, FakeState, eventually, properties, publish, running, token
+
+from gateway.errors import BusUnavailable
+from gateway.mqtt.codec import (
+    Disconnect,
+    Pingreq,
+    Pingresp,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    ReasonCode,
+    Subscribe,
+    Subscription,
+    Version,
+    Will,
+)
+from gateway.ports.ingest import STORED, Receipt
+
+BOTH = pytest.mark.parametrize("version", list(Version))
+EVENTS = "devices/dev1/events/x"
+
+
+def lasting(version, **more):
+    """Options of a CONNECT that keeps its session."""
+    if version is Version.V311:
+        return {"version": version, "clean_start": False} | more
+    return {"version": version, "clean_start": False, "properties": properties(session_expiry_interval=100)} | more
+
+
+async def operator(run, client_id="tool", *filters, qos=2, **connecting):
+    client = await run.client(client_id, token_=token("ann", "operator", iss="id"), **connecting)
+    if filters:
+        wanted = tuple(Subscription(topic_filter=each, qos=qos) for each in filters)
+        client.send(Subscribe(packet_id=1, subscriptions=wanted))
+        assert all(code == qos for code in (await client.read()).reason_codes)
+    return client
+
+
+async def alive(client):
+    client.send(Pingreq())
+    return await client.read() == Pingresp()
+
+
+@BOTH
+async def test_pubrec_is_the_receipt(version):
+    """PUBREC comes when the event is durable, not before; a repetition is not ingested again; PUBREL frees the id."""
+    async with running(ingest=FakeIngest(receipt=None)) as run:
+        client = await run.client(version=version)
+        client.send(publish(EVENTS, qos=2, packet_id=5), publish(EVENTS, qos=2, packet_id=5, dup=True))
+        await eventually(lambda: run.ingest.pending)
+        assert await alive(client)
+        run.ingest.settle()
+        assert [await client.read() for _ in range(2)] == [Pubrec(packet_id=5)] * 2
+        client.send(publish(EVENTS, qos=2, packet_id=5, dup=True))
+        assert await client.read() == Pubrec(packet_id=5)
+        assert len(run.ingest.arrivals) == 1
+        client.send(Pubrel(packet_id=5))
+        assert await client.read() == Pubcomp(packet_id=5)
+        client.send(publish(EVENTS, qos=2, packet_id=5))
+        await eventually(lambda: len(run.ingest.arrivals) == 2)
+
+
+@BOTH
+async def test_unknown_pubrel(version):
+    """PUBREL for an identifier that is not known gets PUBCOMP, in 5.0 with 0x92."""
+    async with running() as run:
+        client = await run.client(version=version)
+        client.send(Pubrel(packet_id=9))
+        code = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if version is Version.V5 else ReasonCode.SUCCESS
+        assert await client.read() == Pubcomp(packet_id=9, reason_code=code)
+
+
+async def test_pubrec_with_an_error_ends_the_flow():
+    """A refused message gets PUBREC with its code; the identifier is free again [MQTT-4.3.3-9]."""
+    async with running() as run:
+        client = await run.client()
+        answer = await client.publish("devices/dev2/events/x", qos=2, packet_id=3)
+        assert (type(answer), answer.reason_code) == (Pubrec, ReasonCode.NOT_AUTHORIZED)
+        assert answer.properties.reason_string == "not-authorized: publishing to 'devices/dev2/events/x' is not allowed"
+        client.send(Pubrel(packet_id=3))
+        assert (await client.read()).reason_code == ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
+        assert await client.publish(EVENTS, qos=2, packet_id=3) == Pubrec(packet_id=3)
+
+
+async def test_order_among_pubacks_and_pubrecs():
+    """PUBACKs and PUBRECs leave in the order of arrival, whatever settles first [MQTT-4.6.0-2, -3]."""
+    async with running(ingest=FakeIngest(receipt=None)) as run:
+        client = await run.client()
+        client.send(*(publish(EVENTS, qos=1 + n % 2, packet_id=n + 1) for n in range(6)))
+        await eventually(lambda: len(run.ingest.pending) == 6)
+        for n in (5, 3, 3, 0, 0, 0):
+            run.ingest.settle(n)
+        answers = [await client.read() for _ in range(6)]
+        assert answers == [(Puback, Pubrec)[n % 2](packet_id=n + 1) for n in range(6)]
+
+
+async def test_strict_311():
+    """In 3.1.1 a refused QoS 2 publish is not acknowledged: the connection is closed; lenient, it is received."""
+    async with running() as run:
+        client = await run.client(version=Version.V311)
+        client.send(publish("devices/dev2/events/x", qos=2))
+        assert await client.ended() == []
+    async with running(strict_311=False) as run:
+        client = await run.client(version=Version.V311)
+        assert await client.publish("devices/dev2/events/x", qos=2) == Pubrec(packet_id=1)
+        client.send(Pubrel(packet_id=1))
+        assert await client.read() == Pubcomp(packet_id=1)
+
+
+@pytest.mark.parametrize(("sent", "ends"), [(2, False), (3, False), (4, True)])
+async def test_receive_maximum_counts_to_pubcomp(sent, ends):
+    """A QoS 2 publish counts against the announced Receive Maximum until PUBCOMP; repeated, it counts once."""
+    async with running(limits={"receive_maximum": 3}) as run:
+        client = await run.client()
+        for n in range(1, sent + 1):
+            client.send(publish(EVENTS, qos=2, packet_id=n))
+            answer = await client.read()
+        assert (answer.reason_code if ends else type(answer)) == (0x93 if ends else Pubrec)
+        if not ends:
+            client.send(publish(EVENTS, qos=2, packet_id=1, dup=True), Pubrel(packet_id=1))
+            assert [type(await client.read()) for _ in range(2)] == [Pubrec, Pubcomp]
+            assert isinstance(await client.publish(EVENTS, qos=2, packet_id=9), Pubrec)
+
+
+async def test_receive_maximum_is_given_back_by_a_refusal():
+    """A PUBREC with an error takes no place any more."""
+    async with running(limits={"receive_maximum": 1}) as run:
+        client = await run.client()
+        for n in range(1, 4):
+            answer = await client.publish("devices/dev2/events/x", qos=2, packet_id=n)
+            assert answer.reason_code == ReasonCode.NOT_AUTHORIZED
+
+
+@BOTH
+async def test_received_identifiers_survive(version):
+    """After a crash an identifier that got PUBREC is still known: the repetition is answered, not ingested."""
+    state = FakeState()
+    async with running(state=state) as run:
+        client = await run.client(**lasting(version))
+        assert await client.publish(EVENTS, qos=2, packet_id=7) == Pubrec(packet_id=7)
+        crashed = FakeState(state.values)
+    async with running(state=crashed) as run:
+        client = await run.client(**lasting(version))
+        assert client.connack.session_present
+        assert await client.publish(EVENTS, qos=2, packet_id=7, dup=True) == Pubrec(packet_id=7)
+        assert run.ingest.arrivals == []
+        client.send(Pubrel(packet_id=7))
+        assert await client.read() == Pubcomp(packet_id=7)
+        assert not [key for key in crashed.values if "/in/" in key]
+
+
+async def test_no_pubrec_before_the_identifier_is_durable():
+    """A session that cannot be written: PUBREC 0x83, the connection ends, nothing is taken for received."""
+    async with running() as run:
+        client = await run.client(**lasting(Version.V5))
+        run.state.failure = BusUnavailable("disk")
+        client.send(publish(EVENTS, qos=2, packet_id=7))
+        answer, last = await client.ended()
+        assert (answer.reason_code, last.reason_code) == (0x83, 0x83)
+        assert answer.properties.reason_string == "session-unavailable: the session could not be stored"
+        run.state.failure = None
+        again = await run.client(**lasting(Version.V5))
+        again.send(Pubrel(packet_id=7))
+        assert (await again.read()).reason_code == ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
+
+
+async def test_a_repetition_waits_for_the_first():
+    """A message that is still being stored when its sender comes back is not ingested twice: one PUBREC, when stored."""
+    async with running(ingest=FakeIngest(receipt=None)) as run:
+        first = await run.client(**lasting(Version.V5))
+        first.send(publish(EVENTS, qos=2, packet_id=7))
+        await eventually(lambda: run.ingest.pending)
+        again = await run.client(**lasting(Version.V5))
+        again.send(publish(EVENTS, qos=2, packet_id=7, dup=True))
+        assert await alive(again)
+        run.ingest.settle()
+        assert await again.read() == Pubrec(packet_id=7)
+        assert len(run.ingest.arrivals) == 1
+
+
+@BOTH
+async def test_delivery_at_qos_2(version):
+    """PUBLISH, PUBREC, PUBREL, PUBCOMP; the identifier is used until then."""
+    async with running() as run:
+        reader = await operator(run, "r", "chat/#", version=version)
+        writer = await operator(run, "w", version=version)
+        assert isinstance(await writer.publish("chat/a", b"m", qos=2), Pubrec)
+        got = await reader.read()
+        assert got == Publish(topic="chat/a", payload=b"m", qos=2, packet_id=1)
+        reader.send(Pubrec(packet_id=1), Pubrec(packet_id=1))
+        assert [await reader.read() for _ in range(2)] == [Pubrel(packet_id=1)] * 2
+        reader.send(Pubcomp(packet_id=1), Pubcomp(packet_id=1))
+        assert await alive(reader)
+
+
+@BOTH
+async def test_unknown_pubrec(version):
+    """PUBREC for an identifier that is not known gets PUBREL, in 5.0 with 0x92; a refusing one gets nothing."""
+    async with running() as run:
+        client = await run.client(version=version)
+        client.send(Pubrec(packet_id=9))
+        code = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if version is Version.V5 else ReasonCode.SUCCESS
+        assert await client.read() == Pubrel(packet_id=9, reason_code=code)
+        if version is Version.V5:
+            client.send(Pubrec(packet_id=9, reason_code=ReasonCode.QUOTA_EXCEEDED))
+        assert await alive(client)
+
+
+async def test_refused_by_the_subscriber():
+    """A PUBREC with an error ends the flow: nothing more is sent for it, now or on resumption."""
+    async with running() as run:
+        reader = await operator(run, "r", "chat/#", **lasting(Version.V5))
+        writer = await operator(run, "w")
+        await writer.publish("chat/a", b"m", qos=2)
+        got = await reader.read()
+        reader.send(Pubrec(packet_id=got.packet_id, reason_code=ReasonCode.UNSPECIFIED_ERROR))
+        assert await alive(reader)
+        await reader.aclose()
+        again = await operator(run, "r", **lasting(Version.V5))
+        assert await alive(again)
+
+
+@pytest.mark.parametrize("answer", [Puback, Pubcomp])
+async def test_wrong_answer(answer):
+    """An answer that the flow does not wait for is a protocol error."""
+    async with running() as run:
+        reader = await operator(run, "r", "chat/#")
+        await (await operator(run, "w")).publish("chat/a", b"m", qos=2)
+        got = await reader.read()
+        reader.send(answer(packet_id=got.packet_id))
+        assert [each.reason_code for each in await reader.ended()] == [ReasonCode.PROTOCOL_ERROR]
+
+
+@BOTH
+async def test_flows_go_on_where_they_stood(version):
+    """On resumption: PUBRELs first, then PUBLISHes with DUP, identifiers and order as before [MQTT-4.4.0-1]."""
+    async with running() as run:
+        reader = await operator(run, "r", "chat/#", **lasting(version))
+        writer = await operator(run, "w")
+        for n in range(1, 4):
+            await writer.publish("chat/a", b"%d" % n, qos=2, packet_id=n)
+        got = [await reader.read() for _ in range(3)]
+        reader.send(Pubrec(packet_id=got[1].packet_id))
+        assert await reader.read() == Pubrel(packet_id=got[1].packet_id)
+        await reader.aclose()
+        await eventually(lambda: run.server.stats.connections == 1)
+        again = await operator(run, "r", **lasting(version))
+        assert await again.read() == Pubrel(packet_id=got[1].packet_id)
+        repeated = [await again.read() for _ in range(2)]
+        assert [(each.packet_id, each.payload, each.dup) for each in repeated] == [
+            (got[0].packet_id, b"1", True),
+            (got[2].packet_id, b"3", True),
+        ]
+        again.send(Pubcomp(packet_id=got[1].packet_id))
+        assert await alive(again)
+
+
+@BOTH
+async def test_deliveries_survive_a_crash(version):
+    """After a crash nothing acknowledged comes again, everything else does, under its old identifier."""
+    state = FakeState()
+    async with running(state=state) as run:
+        reader = await operator(run, "r", "chat/#", **lasting(version))
+        writer = await operator(run, "w")
+        for n in range(1, 5):
+            await writer.publish("chat/a", b"%d" % n, qos=2, packet_id=n)
+        got = [await reader.read() for _ in range(4)]
+        for each in got[:2]:
+            reader.send(Pubrec(packet_id=each.packet_id))
+            assert await reader.read() == Pubrel(packet_id=each.packet_id)
+        reader.send(Pubcomp(packet_id=got[0].packet_id))
+        await eventually(lambda: len([key for key in state.values if "/out/" in key]) == 3)
+        crashed = FakeState(state.values)
+    async with running(state=crashed) as run:
+        again = await operator(run, "r", **lasting(version))
+        assert again.connack.session_present
+        assert await again.read() == Pubrel(packet_id=got[1].packet_id)
+        repeated = [await again.read() for _ in range(2)]
+        assert [(each.packet_id, each.payload, each.dup) for each in repeated] == [
+            (each.packet_id, each.payload, True) for each in got[2:]
+        ]
+        assert await alive(again)
+
+
+async def test_pubrel_waits_until_the_release_is_durable():
+    """PUBREL lets the client forget the identifier, so a crash must not find us before it: it waits for the write."""
+    async with running() as run:
+        reader = await operator(run, "r", "chat/#", **lasting(Version.V5))
+        writer = await operator(run, "w")
+        await writer.publish("chat/a", b"m", qos=2)
+        got = await reader.read()
+        run.state.failure = BusUnavailable("disk")
+        reader.send(Pubrec(packet_id=got.packet_id))
+        assert await alive(reader)
+        run.state.failure = None
+        assert await reader.read() == Pubrel(packet_id=got.packet_id)
+
+
+async def test_unavailable_at_qos_2():
+    """PUBREC 0x83 is followed by DISCONNECT with the code, as at QoS 1."""
+    async with running(ingest=FakeIngest(Receipt(0x83, "bus: not now", retry_after_s=9))) as run:
+        client = await run.client()
+        client.send(publish(EVENTS, qos=2))
+        answer, last = await client.ended()
+        assert (type(answer), answer.reason_code) == (Pubrec, 0x83)
+        assert (type(last), last.reason_code) == (Disconnect, 0x83)
+
+
+async def test_will_at_qos_2():
+    """A will may have QoS 2, and is delivered at it."""
+    async with running() as run:
+        reader = await operator(run, "r", "chat/#")
+        lost = await operator(run, "w", will=Will(topic="chat/gone", payload=b"x", qos=2))
+        lost.writer.transport.abort()
+        assert (await reader.read()).qos == 2
+
+
+async def test_settles_after_its_session_is_gone():
+    """A message whose session ended meanwhile leaves nothing behind in the store."""
+    async with running(ingest=FakeIngest(receipt=None)) as run:
+        client = await run.client(**lasting(Version.V5))
+        client.send(publish(EVENTS, qos=2))
+        await eventually(lambda: run.ingest.pending)
+        again = await run.client()
+        assert not again.connack.session_present
+        run.ingest.pending[0][1](STORED)
+        assert await alive(again)
+        await eventually(lambda: not [key for key in run.state.values if key.startswith("session/")])
