@@ -134,7 +134,7 @@ class Presence:
         waiting.append(change)
         if len(waiting) > KEPT_CHANGES:
             log.warning("presence_skipped", device=device, changes=2)
-            del waiting[:2]
+            _skip_one(waiting)
         if not self._is_running:
             self._is_running = True
             self._tasks.start(self._run(), name="presence")
@@ -185,7 +185,9 @@ class Presence:
             await self._store.write(writes)
         except BaseException:
             for device in devices:
-                self._waiting[device] = (taken[device] + self._waiting.get(device, []))[-KEPT_CHANGES:]
+                self._waiting[device] = again = taken[device] + self._waiting.get(device, [])
+                while len(again) > KEPT_CHANGES and _skip_one(again):
+                    pass
             raise
         self._epochs = epochs
         self._unsent = {device: events for device, events in unsent.items() if events}
@@ -218,3 +220,11 @@ class Presence:
             datacontenttype=JSON_TYPE,
             payload=msgspec.json.encode(data),
         )
+
+
+def _skip_one(waiting: list[_Change]) -> bool:
+    """Drop the oldest connection that both began and ended unheard; never an end alone, since its beginning is remembered."""
+    ended = {change.connection for change in waiting if change.reason is not None}
+    skipped = next((each.connection for each in waiting if each.reason is None and each.connection in ended), None)
+    waiting[:] = [change for change in waiting if change.connection is not skipped]
+    return skipped is not None

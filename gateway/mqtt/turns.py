@@ -112,7 +112,10 @@ class Wheel:
     def _discard(self, member: Timed) -> None:
         if member.check_at_s < float("inf"):
             for bucket in {self._bucket(member.check_at_s), self._turned}:
-                self._buckets.get(bucket, {}).pop(member, None)
+                members = self._buckets.get(bucket, {})
+                members.pop(member, None)
+                if not members:
+                    self._buckets.pop(bucket, None)
 
     def _turn(self) -> None:
         now_s = self._loop.time()
