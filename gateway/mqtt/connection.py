@@ -26,6 +26,8 @@ from gateway.mqtt.codec import (
     Disconnect,
     Packet,
     Properties,
+    Publish,
+    PublishRun,
     ReasonCode,
     Version,
 )
@@ -157,6 +159,10 @@ class Connection(Channel):
         except Exception:  # the worker's top: one connection's failure must not be another's
             log.exception("connection_failed", client=self.client_id)
             self._fail()
+
+    def read_on(self, packet: Publish, most: int) -> PublishRun | None:
+        """Read what follows the packet just read and is like it (`Decoder.run`)."""
+        return self._decoder.run(packet, most=most)
 
     def _take(self, packet: Packet) -> None:
         kind, handle = HANDLERS.get(type(packet), (None, None))

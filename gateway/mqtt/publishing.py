@@ -14,7 +14,7 @@ import structlog
 
 from edge_protocol.errors import TopicInvalid
 from edge_protocol.topics import Kind, Place, TopicName, place_of
-from gateway.mqtt.codec import Publish, ReasonCode, Will, is_payload_format_valid
+from gateway.mqtt.codec import Publish, PublishRun, ReasonCode, Will, is_payload_format_valid
 from gateway.mqtt.hub import Hub
 from gateway.mqtt.messages import Message, message_of, with_response_topic
 from gateway.mqtt.states import check_state
@@ -98,6 +98,17 @@ class Publisher:
         else:
             self._take(self._message(packet, place, topic), settle)
 
+    def publish_run(self, run: PublishRun, place: Place, topic: TopicName, settle: Settle) -> bool:
+        """Take events over that are alike, `settle` being called once for all; False if each must be looked at for itself.
+
+        `settle` is not called before this returns.
+        """
+        first = run.first
+        is_plain = not first.properties.user_properties and not first.properties.payload_format_indicator
+        if not is_plain or refusal(first, place, topic, self.permissions) is not None:
+            return False
+        return self._hub.ingest.submit_run(self._arrival(first, place), run.payloads, settle)
+
     def _take(self, message: Message, settle: Settle) -> None:
         """Route a message, and keep it if it is retained; one that there is no room for is not published at all."""
         refused = self._hub.retained.refusal(message) if message.retain else None
@@ -120,19 +131,19 @@ class Publisher:
 
     def _submit(self, packet: Publish, place: Place, settle: Settle) -> None:
         self._hub.turn.submitted()
-        self._hub.ingest.submit(
-            Arrival(
-                principal=self._principal,
-                permissions=self.permissions,
-                device=place.device or "",
-                event_type=place.event_type,
-                payload=packet.payload,
-                content_type=packet.properties.content_type,
-                attributes=packet.properties.user_properties,
-                received_ms=int(self._hub.clock() * 1000),
-                lane=self.lane,
-            ),
-            settle,
+        self._hub.ingest.submit(self._arrival(packet, place), settle)
+
+    def _arrival(self, packet: Publish, place: Place) -> Arrival:
+        return Arrival(
+            principal=self._principal,
+            permissions=self.permissions,
+            device=place.device or "",
+            event_type=place.event_type,
+            payload=packet.payload,
+            content_type=packet.properties.content_type,
+            attributes=packet.properties.user_properties,
+            received_ms=int(self._hub.clock() * 1000),
+            lane=self.lane,
         )
 
     def _save(self, packet: Publish, place: Place, topic: TopicName, settle: Settle) -> None:

@@ -159,21 +159,26 @@ class ReceiveWindow:
         self.maximum = maximum
         self.waiting = 0
 
-    def open(self) -> None:
-        """Count a PUBLISH.
+    @property
+    def room(self) -> int:
+        """How many more may come."""
+        return self.maximum - self.waiting
+
+    def open(self, count: int = 1) -> None:
+        """Count one PUBLISH, or as many as there is room for.
 
         Raises:
             Violation: One more than announced [MQTT-3.3.4-7].
         """
-        if self.waiting >= self.maximum:
+        if self.waiting + count > self.maximum:
             raise Violation(
                 RECEIVE_MAXIMUM_EXCEEDED, f"more than {self.maximum} unacknowledged PUBLISH packets [MQTT-3.3.4-7]"
             )
-        self.waiting += 1
+        self.waiting += count
 
-    def close(self) -> None:
+    def close(self, count: int = 1) -> None:
         """Count its acknowledgement."""
-        self.waiting -= 1
+        self.waiting -= count
 
 
 class SendWindow:
