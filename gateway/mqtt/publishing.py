@@ -2,6 +2,10 @@
 
 One function decides for both (wire protocol, section 3, "Authorization"); it knows no connection: a publish ends by
 calling `settle` once, with the receipt that section 6 asks for.
+
+What was routed is never refused afterwards: subscribers may have it, and a refusal would make the publisher send it again.
+Its receipt waits for the store, as long as that takes; so at QoS 2 nothing is delivered twice, though the store may fail
+between the two. Only what comes while the store is known to fail is refused, before anybody gets it.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ log = structlog.get_logger()
 Settle = Callable[[Receipt], None]
 
 _NOBODY: Final = Receipt(ReasonCode.NO_MATCHING_SUBSCRIBERS)
-_NOT_QUEUED: Final = Receipt(UNAVAILABLE, "queue-unavailable: the message could not be stored for its subscribers")
+_NOT_QUEUED: Final = Receipt(UNAVAILABLE, "queue-unavailable: no message can be stored for its subscribers now")
 _CACHED_CHARS: Final = 256
 _placed = lru_cache(maxsize=8192)(place_of)  # topics repeat; refusals and long names are not kept
 
@@ -96,17 +100,20 @@ class Publisher:
         elif place.kind is Kind.STATE:
             self._save(packet, place, topic, settle)
         else:
-            self._take(self._message(packet, place, topic), settle)
+            self._take(self._message(packet, place, topic), packet.packet_id, settle)
 
-    def _take(self, message: Message, settle: Settle) -> None:
+    def _take(self, message: Message, packet_id: int, settle: Settle) -> None:
         """Route a message, and keep it if it is retained; one that there is no room for is not published at all."""
         refused = self._hub.retained.refusal(message) if message.retain else None
+        has_sender = self.session is not None  # nobody would repeat a will
+        if has_sender and self._hub.journal.is_failing and (message.qos or message.retain):
+            refused = _NOT_QUEUED
         if refused is not None:
             settle(refused)
         else:
-            self._route(message, settle)
+            self._route(message, packet_id, settle)
 
-    def _route(self, message: Message, settle: Settle) -> None:
+    def _route(self, message: Message, packet_id: int, settle: Settle) -> None:
         """Offer a message to its subscribers; settled when the queues of durable sessions hold it (wire protocol, 3)."""
         journal = self._hub.journal
         before = journal.count
@@ -115,8 +122,10 @@ class Publisher:
         receipt = STORED if self._hub.router.route(message) else _NOBODY
         if journal.count == before:
             settle(receipt)
-        else:
-            journal.then(lambda is_durable: settle(receipt if is_durable else _NOT_QUEUED))
+            return
+        if message.qos == 2 and self.session is not None:
+            self.session.receiver.note(packet_id)
+        journal.surely(lambda: settle(receipt))
 
     def _submit(self, packet: Publish, place: Place, settle: Settle) -> None:
         self._hub.turn.submitted()
@@ -145,7 +154,7 @@ class Publisher:
 
         def stored(receipt: Receipt) -> None:
             if receipt.code < UNSPECIFIED_ERROR:
-                self._route(message, lambda routed: settle(receipt if routed.code < UNSPECIFIED_ERROR else routed))
+                self._route(message, packet.packet_id, lambda _routed: settle(receipt))
             else:
                 settle(receipt)
 

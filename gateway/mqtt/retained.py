@@ -216,6 +216,4 @@ def _anonymous(message: Message) -> Message:
 
 def _least_bytes(message: Message) -> int:
     """What a message is counted as: what it carries, and 256 bytes for what it costs besides."""
-    pairs = sum(len(name) + len(value) for name, value in message.properties.user_properties)
-    correlation = message.properties.correlation_data or b""
-    return len(message.topic.encode()) + len(message.payload) + pairs + len(correlation) + 256
+    return message.size_bytes + 256

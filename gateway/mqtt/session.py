@@ -4,6 +4,11 @@ It belongs to (principal, client id) and outlives its connection, which it knows
 Interval; then it is durable: what it holds at QoS 1 and 2 is written through the journal, and sent only once it is written.
 Permission is asked again for each message, order is kept, bounds are answered: a full queue gives up expired messages,
 then QoS 0, oldest first, then refuses the newest (counted and logged), and ends a connection that is too slow (0x97).
+All queues together have a bound too: over it, those of clients that are away take nothing more.
+
+What may not be sent any more (policy, expiry, Maximum Packet Size) is dropped, as if it had been sent [MQTT-3.1.2-25]. At
+QoS 2 a flow that has begun, perhaps on an earlier connection, is completed by PUBREL instead: the client may hold its
+identifier, and would take the next message that has it for a repetition.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import structlog
@@ -33,6 +38,9 @@ if TYPE_CHECKING:
     from gateway.mqtt.router import Subscribed
 
 log = structlog.get_logger()
+
+_PRUNE_S: Final = 1.0
+_NEVER_S: Final = float("-inf")
 
 
 class Wire(Protocol):
@@ -84,6 +92,7 @@ class Session:
         "_kept",
         "_maximum_aliases",
         "_out",
+        "_pruned_s",
         "_warned",
         "_wire",
         "client_id",
@@ -109,7 +118,8 @@ class Session:
         self.subscriptions: dict[TopicFilter, Subscribed] = {}
         self._hub = hub
         self._wire: Wire | None = None
-        self._out: Outbound[Item] = Outbound()
+        self._out: Outbound[Item] = Outbound(hub.stats.queues)
+        self._pruned_s = _NEVER_S
         self._kept = 0  # deliveries below this number are durable
         self._aliases: dict[str, int] = {}
         self._maximum_aliases = 0
@@ -238,17 +248,15 @@ class Session:
     def end(self) -> None:
         """Forget everything, on disk too; hand back what nobody acknowledged."""
         self.live_for(0)
-        deliveries, self._out = list(self._out), Outbound()
-        for delivery in deliveries:
+        for delivery in self._out.forget():
             if delivery.item.on_ack:
-                is_begun = delivery.qos == 2 and (delivery.is_repeat or delivery.stage is not Stage.WAITING)
-                delivery.item.on_ack(Fate.BROKEN if is_begun else Fate.UNSENT)
+                delivery.item.on_ack(Fate.BROKEN if delivery.is_begun else Fate.UNSENT)
 
     def _add(self, qos: int, item: Item) -> None:
         delivery = self._out.add(qos, item, item.size_bytes)
         if qos:
             self.shelf.put(delivery)
-            self.shelf.surely_after(partial(self._mark, delivery.number + 1))
+            self.shelf.after(partial(self._mark, delivery.number + 1))
         self.pump()
 
     def _mark(self, kept: int) -> None:
@@ -263,10 +271,15 @@ class Session:
             self._hub.stats.deliveries += 1
             return
         self._hub.stats.dropped[cause] += 1
+        fate = Fate.UNSENT if cause == "not-authorized" else Fate.UNSENDABLE
+        if delivery.is_begun:
+            self._out.skip(delivery)
+            self._release(delivery, Fate.BROKEN if fate is Fate.UNSENT else fate)
+            return
         self._out.drop(delivery)
         self.shelf.remove(delivery)
         if item.on_ack:
-            item.on_ack(Fate.UNSENT if cause == "not-authorized" else Fate.UNSENDABLE)
+            item.on_ack(fate)
 
     def _problem(self, wire: Wire, delivery: Delivery[Item]) -> str | None:
         """Write a delivery; tell why it was not."""
@@ -321,14 +334,14 @@ class Session:
                 delivery.item.on_ack(fate)
             self.pump()
 
-    def _release(self, delivery: Delivery[Item]) -> None:
-        """PUBREL lets the client reuse its identifier, so that must find us after a crash as it finds us now."""
+    def _release(self, delivery: Delivery[Item], fate: Fate = Fate.TAKEN) -> None:
+        """PUBREL frees the identifier at the client, so that must find us after a crash as it finds us now."""
         on_ack, wire = delivery.item.on_ack, self._wire
         delivery.item = RELEASED
         self.shelf.put(delivery)
-        self.shelf.surely_after(partial(self._send_pubrel, wire, delivery))
+        self.shelf.after(partial(self._send_pubrel, wire, delivery))
         if on_ack:
-            on_ack(Fate.TAKEN)
+            on_ack(fate)
 
     def _send_pubrel(self, wire: Wire | None, delivery: Delivery[Item]) -> None:
         if wire is not None and self._wire is wire and delivery.stage is Stage.RELEASED:
@@ -336,18 +349,40 @@ class Session:
 
     # Room.
 
-    def _makes_room(self, size_bytes: int) -> bool:
-        if self._has_room(size_bytes):
-            return True
+    def prune(self) -> None:
+        """Drop what has expired; at most once a second, since it looks at all."""
+        now_s = self._hub.loop.time()
+        if now_s < self._pruned_s + _PRUNE_S:
+            return
+        self._pruned_s = now_s
         for delivery in [each for each in self._out if each.stage is Stage.WAITING and self._is_expired(each)]:
             self._give_up(self._out.drop(delivery), "expired")
-        while not self._has_room(size_bytes) and (shed := self._out.shed()) is not None:
-            self._give_up(shed, "queue-full")
-        return self._has_room(size_bytes)
+
+    def shed(self, cause: str) -> bool:
+        """Give up the oldest message at QoS 0 that waits; tell whether there was one."""
+        delivery = self._out.shed()
+        if delivery is not None:
+            self._give_up(delivery, cause)
+        return delivery is not None
+
+    def _makes_room(self, size_bytes: int) -> bool:
+        if not self._has_room(size_bytes):
+            self.prune()
+            while not self._has_room(size_bytes) and self.shed("queue-full"):
+                pass
+        return self._has_room(size_bytes) and self._has_share(size_bytes)
 
     def _has_room(self, size_bytes: int) -> bool:
         limits = self._hub.settings.limits
         return self._out.has_room(size_bytes, messages=limits.queue_messages, bytes_=limits.queue_bytes)
+
+    def _has_share(self, size_bytes: int) -> bool:
+        """Whether all queues together have room; who is there is not made to suffer for those who are not."""
+        queues, limit = self._hub.stats.queues, self._hub.settings.limits.queues_bytes
+        if self._wire is not None or queues.has_room(size_bytes, bytes_=limit):
+            return True
+        self._hub.sessions.make_room()
+        return queues.has_room(size_bytes, bytes_=limit)
 
     def _is_expired(self, delivery: Delivery[Item]) -> bool:
         expires_at_s = delivery.item.message.expires_at_s
@@ -360,10 +395,17 @@ class Session:
             delivery.item.on_ack(Fate.UNSENDABLE)
 
     def _refuse(self, message: Message, qos: int) -> None:
-        self._hub.stats.dropped["queue-full"] += 1
+        cause = "queues-full" if self._has_room(message.size_bytes) else "queue-full"
+        self._hub.stats.dropped[cause] += 1
         if not self._warned:
             self._warned = True  # once an absence
-            log.warning("session_queue_full", client=self.client_id, principal=str(self.principal), topic=message.topic)
+            log.warning(
+                "session_queue_full",
+                client=self.client_id,
+                principal=str(self.principal),
+                topic=message.topic,
+                cause=cause,
+            )
         if qos and self._wire is not None:
             self._wire.end(ReasonCode.QUOTA_EXCEEDED, "slow-reader: more messages wait than the session may keep")
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _PAGE: Final = 64  # entries a scan: values are at most about 1 MiB
+_PRUNE_S: Final = 10.0
 _head = msgspec.msgpack.Decoder(Head)
 _out = msgspec.msgpack.Decoder(Out)
 
@@ -43,6 +44,7 @@ class Sessions:
         self._by_principal: dict[Principal, dict[str, Session]] = {}
         self._absences: dict[Session, Absence] = {}
         self._is_closed = False
+        self._pruned_s = float("-inf")
 
     def __len__(self) -> int:
         return sum(map(len, self._by_principal.values()))
@@ -110,6 +112,19 @@ class Sessions:
         self._hub.cursors.drop(session)
         session.end()
         wills.fire(self._hub, session)
+
+    def make_room(self) -> None:
+        """All queues together are full: drop what has expired, then QoS 0; at most every 10 seconds, it looks at all."""
+        now_s = self._hub.loop.time()
+        if now_s < self._pruned_s + _PRUNE_S:
+            return
+        self._pruned_s = now_s
+        enough_bytes = self._hub.settings.limits.queues_bytes * 15 // 16
+        for session in self:
+            session.prune()
+        for session in self:
+            while self._hub.stats.queues.size_bytes > enough_bytes and session.shed("queues-full"):
+                pass
 
     def revoke(self, principal: Principal) -> None:
         """End all sessions of a principal, wills and all (wire protocol, section 2); its connections are gone already."""

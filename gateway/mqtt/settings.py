@@ -20,7 +20,8 @@ class ServerLimits:
         connect_s: From the accepted socket to the complete CONNECT.
         authenticate_s: How long the registry may take over a token.
         queue_messages: Deliveries that wait for a slow or absent subscriber.
-        queue_bytes: Likewise, their payloads.
+        queue_bytes: Likewise, their topics, payloads and properties.
+        queues_bytes: What waits in all queues, and 512 bytes a message; beyond, nothing more for absent subscribers.
         unsent_bytes: Written to a peer and not taken by its socket; beyond, deliveries wait in the queue.
         slow_reader_s: A peer that takes nothing for so long is sent off with 0x97.
         linger_s: How long a closed peer may take to read our last words.
@@ -31,7 +32,8 @@ class ServerLimits:
         retained_messages: Kept of all clients, on disk and in memory; beyond, a retained publish gets 0x97.
         retained_bytes: Likewise, their topics, payloads and properties, and 256 bytes a message.
         sessions: Of one principal, without a connection (those with one are bounded by `connections`); beyond, 0x97.
-        session_expiry_311_s: How long a 3.1.1 session without clean session lives without a connection.
+        session_expiry_s: The longest Session Expiry Interval; MQTT 5 clients are told a shorter one than they asked for.
+        session_expiry_311_s: How long a 3.1.1 session without clean session lives without a connection, if not shorter.
         streams: `stream` properties of one CONNECT that are looked up.
     """
 
@@ -46,6 +48,7 @@ class ServerLimits:
     authenticate_s: float = 10.0
     queue_messages: int = 1000
     queue_bytes: int = 4 << 20
+    queues_bytes: int = 256 << 20
     unsent_bytes: int = 64 << 10
     slow_reader_s: float = 30.0
     linger_s: float = 1.0
@@ -56,6 +59,7 @@ class ServerLimits:
     retained_messages: int = 10_000
     retained_bytes: int = 64 << 20
     sessions: int = 1000
+    session_expiry_s: int = 365 * 24 * 3600
     session_expiry_311_s: int = 7 * 24 * 3600
     streams: int = 64
 

@@ -20,7 +20,6 @@ from gateway.rules.sharing import Fate
 
 if TYPE_CHECKING:
     from gateway.mqtt.hub import Hub
-    from gateway.mqtt.journal import Then
 
 OnAck = Callable[[Fate], object]
 """Told once how a delivery ended."""
@@ -38,7 +37,7 @@ class Item(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """What it counts against the bound of the queue."""
-        return len(self.message.payload) + len(self.message.topic)
+        return self.message.size_bytes
 
 
 RELEASED: Final = Item(Message(TopicName("released"), b"", 2), (), retain=False)
@@ -59,16 +58,12 @@ class Shelf:
         self._key = key
         self.is_durable = False
 
-    def after(self, call: Then) -> None:
-        """Call back when all that was put is durable; at once if nothing has to be."""
+    def after(self, call: Callable[[], object]) -> None:
+        """Call back when all that was put is durable, however long that takes; at once if nothing has to be."""
         if self.is_durable:
-            self._hub.journal.then(call)
+            self._hub.journal.surely(call)
         else:
-            call(True)
-
-    def surely_after(self, call: Callable[[], object]) -> None:
-        """Call back when all that was put is durable, however long that takes."""
-        self.after(lambda is_durable: call() if is_durable else self.surely_after(call))
+            call()
 
     def put_head(self, head: Head) -> None:
         """Keep what a session is, without its messages."""

@@ -71,7 +71,7 @@ def _grant(connection: Connection, hub: Hub, packet: Subscribe, failed: Collecti
         codes.append(code)
     suback = Suback(packet_id=packet.packet_id, reason_codes=tuple(codes), properties=_explained(packet, codes))
     connection.session.keep_head()
-    connection.session.shelf.surely_after(partial(_granted, connection, hub, suback, granted))
+    connection.session.shelf.after(partial(_granted, connection, hub, suback, granted))
 
 
 def _granted(
@@ -93,7 +93,7 @@ def unsubscribe(connection: Connection, hub: Hub, packet: Unsubscribe) -> None:
         codes.append(ReasonCode.SUCCESS if existed else ReasonCode.NO_SUBSCRIPTION_EXISTED)
     unsuback = Unsuback(packet_id=packet.packet_id, reason_codes=tuple(codes))
     connection.session.keep_head()
-    connection.session.shelf.surely_after(partial(connection.send, unsuback))
+    connection.session.shelf.after(partial(connection.send, unsuback))
 
 
 def resubscribe(connection: Connection, hub: Hub) -> None:
