@@ -81,6 +81,7 @@ def server_settings(settings: Settings) -> ServerSettings:
         strict_311=settings.strict_311,
         limits=ServerLimits(
             connections=limits.connections,
+            connects_per_s=limits.connects_per_s,
             inflight_bytes=limits.inflight_bytes,
             packet_bytes=limits.envelope_bytes + _PACKET_MARGIN_BYTES,
             receive_maximum=limits.receive_maximum,

@@ -144,19 +144,19 @@ class GatewayAuthenticator:
             log.warning("renewal_refused", principal=str(principal), rule=_cause(exc), detail=exc.detail)
             raise TokenRejected(exc.rule, exc.detail) from None
 
-    async def is_known(self, principal: Principal) -> bool:
+    async def is_known(self, principal: Principal, epoch: int) -> bool:
         """Whether a principal may still connect (see `Authenticator.is_known`)."""
         if principal.device is None:
             return True
         record = await self._registry.find(principal.device)
-        return record is not None and record.document.enabled
+        return record is not None and record.document.enabled and record.document.epoch == epoch
 
     async def permissions_of(self, principal: Principal, roles: Sequence[str], epoch: int) -> Permissions:
         """What a principal that is not connected may do now (see `Authenticator.permissions_of`)."""
         if principal.device is None:
             return self._policy.permissions(roles, device=None)
         record = await self._registry.find(principal.device)
-        if record is None or not record.document.enabled or record.document.epoch != epoch:
+        if record is None or not await self.is_known(principal, epoch):
             return NOTHING
         return self._policy.permissions([record.document.role], device=principal.device)
 

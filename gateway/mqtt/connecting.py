@@ -51,6 +51,12 @@ async def admit(connection: Connection, hub: Hub, connect: Connect) -> None:
             raise Refused(
                 ReasonCode.QUOTA_EXCEEDED, "overloaded: too many connections", retry_after_s(connect.client_id)
             )
+        if not hub.connects.take_if_there(1, hub.loop.time()):
+            raise Refused(
+                ReasonCode.CONNECTION_RATE_EXCEEDED,
+                "overloaded: too many connections a second",
+                retry_after_s(connect.client_id),
+            )
         grant = await _authenticate(connection, hub, connect)
         if connection.lifecycle.state is State.AUTHENTICATING:
             connection.prove(grant)  # from here on a revocation reaches it

@@ -191,7 +191,7 @@ class Connection(Channel):
         assert self.grant is not None
         self.session, self.client_id, self.keep_alive_s = session, session.client_id, keep_alive_s
         self.lifecycle.may_auth = self.asked.authentication_method is not None
-        publisher = Publisher(self._hub, self.grant.principal, self.grant.permissions, session)
+        publisher = Publisher(self._hub, self.grant.principal, self.grant.permissions, session.epoch, session)
         self.inbound = Inbound(self, self._hub, publisher)
         self._hub.clients.add(self.grant.principal, self.client_id, self)
         self._hub.stats.connections += 1

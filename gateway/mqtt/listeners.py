@@ -37,9 +37,11 @@ from gateway.ports.identity import Authenticator, Principal
 from gateway.ports.ingest import Ingest
 from gateway.ports.state import StateStore
 from gateway.rules.policy import Permissions
+from gateway.rules.rate import TokenBucket
 
 log = structlog.get_logger()
 
+CONNECTS_BURST_S: Final = 2.0
 _DRAIN_STEP_S: Final = 0.02
 
 
@@ -212,6 +214,7 @@ class MqttServer:
             turn=Turn(loop, ingest.flush),
             wheel=Wheel(loop),
             budget=InflightBudget(limits.inflight_bytes, limits.connection_inflight_bytes),
+            connects=TokenBucket(limits.connects_per_s, CONNECTS_BURST_S, loop.time()),
             stats=self.stats,
             journal=(journal := Journal(state, tasks)),
             retained=Retained(journal, limits, clock=clock, loop=loop),

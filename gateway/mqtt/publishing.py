@@ -21,6 +21,7 @@ from edge_protocol.topics import Kind, Place, TopicName, place_of
 from gateway.mqtt.codec import Publish, ReasonCode, Will, is_payload_format_valid
 from gateway.mqtt.hub import Hub
 from gateway.mqtt.messages import Message, message_of, with_response_topic
+from gateway.mqtt.retained import Owner
 from gateway.mqtt.states import check_state
 from gateway.ports.identity import Principal
 from gateway.ports.ingest import (
@@ -79,13 +80,14 @@ class Publisher:
         session: Whose No Local subscriptions do not get them; None for a will.
     """
 
-    __slots__ = ("_hub", "_principal", "lane", "permissions", "session")
+    __slots__ = ("_epoch", "_hub", "_principal", "lane", "permissions", "session")
 
     def __init__(
-        self, hub: Hub, principal: Principal, permissions: Permissions, session: Session | None = None
+        self, hub: Hub, principal: Principal, permissions: Permissions, epoch: int, session: Session | None = None
     ) -> None:
         self._hub = hub
         self._principal = principal
+        self._epoch = epoch
         self.permissions = permissions
         self.lane = Lane()
         self.session = session
@@ -118,7 +120,8 @@ class Publisher:
         journal = self._hub.journal
         before = journal.count
         if message.retain:
-            self._hub.retained.keep(message, (self._principal, self.session.client_id if self.session else ""))
+            client_id = self.session.client_id if self.session else ""
+            self._hub.retained.keep(message, Owner(self._principal, client_id, self._epoch))
         receipt = STORED if self._hub.router.route(message) else _NOBODY
         if journal.count == before:
             settle(receipt)
@@ -165,7 +168,7 @@ class Publisher:
         return with_response_topic(message, f"{topic}/response") if place.kind is Kind.COMMAND else message
 
 
-def publish_will(hub: Hub, principal: Principal, permissions: Permissions, will: Will) -> None:
+def publish_will(hub: Hub, principal: Principal, permissions: Permissions, epoch: int, will: Will) -> None:
     """Publish the will of a client that was lost, if policy still allows it [MQTT-3.1.2-8]."""
     place = place_or_refusal(will.topic)
     if isinstance(place, Receipt):
@@ -184,4 +187,4 @@ def publish_will(hub: Hub, principal: Principal, permissions: Permissions, will:
         if receipt.code >= 0x80:
             log.warning("will_refused", principal=str(principal), code=receipt.code, reason=receipt.reason)
 
-    Publisher(hub, principal, permissions).publish(packet, place, TopicName(will.topic), settled)
+    Publisher(hub, principal, permissions, epoch).publish(packet, place, TopicName(will.topic), settled)

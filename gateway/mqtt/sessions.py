@@ -20,7 +20,6 @@ from gateway.mqtt.session import Session
 from gateway.mqtt.wills import Absence
 from gateway.ports.identity import Grant, Principal
 from gateway.ports.state import Entry
-from gateway.rules.policy import NOTHING
 
 if TYPE_CHECKING:
     from gateway.mqtt.codec import Will
@@ -149,9 +148,7 @@ class Sessions:
             log.info("sessions_loaded", count=len(self))
 
     async def _is_revoked(self, principal: Principal, head: Head) -> bool:
-        if principal.device is None:
-            return False
-        return await self._hub.authenticator.permissions_of(principal, head.roles, head.epoch) == NOTHING
+        return not await self._hub.authenticator.is_known(principal, head.epoch)
 
     def _restore(self, session: Session, head: Head, kept: dict[str, bytes]) -> None:
         received = [int(name[len(records.IN) :]) for name in kept if name.startswith(records.IN)]

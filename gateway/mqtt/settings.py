@@ -11,6 +11,7 @@ class ServerLimits:
 
     Attributes:
         connections: Let in at a time; beyond, CONNACK 0x97 with `retry-after`.
+        connects_per_s: CONNECTs a second, with as many again for two seconds; beyond, CONNACK 0x9F with `retry-after`.
         inflight_bytes: Publishes taken and not settled, in all; beyond, sockets are not read.
         connection_inflight_bytes: Likewise of one connection.
         packet_bytes: Maximum Packet Size that is announced: an envelope of 1 MiB with room around it.
@@ -38,6 +39,7 @@ class ServerLimits:
     """
 
     connections: int = 10_000
+    connects_per_s: float = 1000.0
     inflight_bytes: int = 64 << 20
     connection_inflight_bytes: int = 8 << 20
     packet_bytes: int = (1 << 20) + (128 << 10)

@@ -108,8 +108,12 @@ class Authenticator(Protocol):
         """
         ...
 
-    async def is_known(self, principal: Principal) -> bool:
-        """Whether a principal may still connect: False for a device that is unknown or disabled.
+    async def is_known(self, principal: Principal, epoch: int) -> bool:
+        """Whether a principal may still connect: False for a device that is unknown, disabled or registered anew.
+
+        Args:
+            principal: Who.
+            epoch: Of the grant that it had.
 
         Raises:
             BusUnavailable: The registry cannot be read now.

@@ -280,6 +280,28 @@ async def test_gone_with_the_publisher():
         await eventually(lambda: "retained/chat/a" not in run.state.values)
 
 
+FREE = Policy([PolicyRule(role="simple-device", publish=("free/#",), subscribe=("free/#",), require_envelope=False)])
+
+
+@pytest.mark.parametrize("epoch", [7, 8])
+async def test_gone_with_the_registration(epoch):
+    """What a device retained, by its will too, is not shown as that of a device that got its id while nobody looked."""
+    authenticator = FakeAuthenticator(FREE)
+    authenticator.epoch = 7
+    async with running(authenticator=authenticator) as run:
+        will = Will(topic="free/will", payload=b"lost", qos=1, retain=True)
+        device = await run.client("dev1", will=will)
+        await keep(device, "free/said")
+        device.writer.transport.abort()
+        await eventually(lambda: "retained/free/will" in run.state.values)
+        stopped = FakeState(run.state.values)
+    authenticator.epoch = epoch
+    async with running(state=stopped, authenticator=authenticator) as run:
+        found = sorted(kept.message.topic for kept in run.server._hub.retained.under("#"))
+        assert found == (["free/said", "free/will"] if epoch == 7 else [])
+        await eventually(lambda: sum(key.startswith("retained/") for key in stopped.values) == len(found))
+
+
 async def test_more_than_a_queue_holds():
     """A subscriber gets all of 500 retained messages though its queue holds 50: they wait until it has room."""
     async with running(limits={"queue_messages": 50}) as run:

@@ -78,8 +78,8 @@ class FakeAuthenticator:
             raise TokenRejected("wrong-principal", "expected a token of the same principal")
         return fresh if fresh.expires_at_s > grant.expires_at_s else grant
 
-    async def is_known(self, principal: Principal) -> bool:
-        return True
+    async def is_known(self, principal: Principal, epoch: int) -> bool:
+        return principal.device is None or epoch == self.epoch
 
     async def permissions_of(self, principal: Principal, roles: Sequence[str], epoch: int) -> Permissions:
         return self.policy.permissions(roles, principal.device)
