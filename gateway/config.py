@@ -148,7 +148,7 @@ class LimitSettings(_Section, frozen=True, kw_only=True):
     """`[limits]`: every limit of the wire protocol."""
 
     connections: Count = 10_000
-    connects_per_s: Annotated[float, Meta(gt=0)] = 1000
+    connects_per_s: Annotated[float, Meta(gt=0)] = 2000
     inflight_bytes: Size = Size(64 << 20)
     event_bytes: Size = Size(256 << 10)
     envelope_bytes: Size = Size(1 << 20)

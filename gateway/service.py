@@ -455,6 +455,10 @@ class Gateway:
         if name in self._dispatchers:
             self._dispatchers[name].wake()
 
+    async def remove_cursor(self, name: str, *, dry_run: bool) -> Sequence[str]:
+        """Remove a durable MQTT subscription and end the sessions that hold it."""
+        return await self._mqtt.remove_cursor(name, dry_run=dry_run)
+
     def is_connected(self, device: str) -> bool | None:
         """Whether a device is connected."""
         return self._mqtt.is_connected(Principal(PrincipalKind.DEVICE, "", device))

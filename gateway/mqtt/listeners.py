@@ -15,6 +15,7 @@ import structlog
 
 from edge_protocol.ids import uuid7
 from edge_protocol.topics import TopicName
+from gateway.errors import Conflict
 from gateway.mqtt.accepting import Door
 from gateway.mqtt.addresses import Listener, read_listener, read_networks
 from gateway.mqtt.codec import ReasonCode
@@ -147,6 +148,17 @@ class MqttServer:
             self._hub.sessions.revoke(principal)
             self._hub.retained.forget(principal)
         return len(connections)
+
+    async def remove_cursor(self, name: str, *, dry_run: bool = False) -> list[str]:
+        """Remove a durable subscription whose clients will not come back (`SessionCursors.discard`); tell their client ids.
+
+        Raises:
+            Conflict: One of them is connected, or nothing is served now.
+            BusUnavailable: Repeat.
+        """
+        if self._hub is None:
+            raise Conflict("the gateway is starting or stopping; try again")
+        return await self._hub.cursors.discard(name, end=self._hub.sessions.end, dry_run=dry_run)
 
     def refresh(self, principal: Principal, permissions: Permissions) -> None:
         """Apply changed permissions to a principal's connections and what they subscribed to."""

@@ -39,7 +39,7 @@ class ServerLimits:
     """
 
     connections: int = 10_000
-    connects_per_s: float = 1000.0
+    connects_per_s: float = 2000.0
     inflight_bytes: int = 64 << 20
     connection_inflight_bytes: int = 8 << 20
     packet_bytes: int = (1 << 20) + (128 << 10)

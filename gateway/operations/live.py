@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from gateway.errors import Conflict
+
 
 class Live(Protocol):
     """A running gateway, as the operations see it."""
@@ -15,6 +17,14 @@ class Live(Protocol):
 
     def wake(self, name: str) -> None:
         """Let a handler look at its deferred entries now."""
+        ...
+
+    async def remove_cursor(self, name: str, *, dry_run: bool) -> Sequence[str]:
+        """Remove a durable MQTT subscription and end the sessions that hold it; give their client ids.
+
+        Raises:
+            Conflict: One of their clients is connected, or nobody can know.
+        """
         ...
 
     def is_connected(self, device: str) -> bool | None:
@@ -46,6 +56,10 @@ class Stopped:
 
     def wake(self, name: str) -> None:
         """Nobody sleeps."""
+
+    async def remove_cursor(self, name: str, *, dry_run: bool) -> Sequence[str]:  # as `Live` has it
+        """Sessions hold it, and only a running gateway knows them."""
+        raise Conflict(f"handler {name!r}: a subscription of MQTT clients is removed from a running gateway; start it")
 
     def is_connected(self, device: str) -> bool | None:
         """Nobody is."""
