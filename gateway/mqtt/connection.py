@@ -227,6 +227,9 @@ class Connection(Channel):
     def adopt(self, grant: Grant) -> None:
         """Take a grant: expiry is armed, policy is evaluated again."""
         self.grant = grant
+        if self.session.jti != (grant.jti or ""):
+            self.session.jti = grant.jti or ""
+            self.session.keep_head()
         self.permit(grant.permissions)
         self._hub.wheel.schedule(self, self._due_s(self.now_s()))
 

@@ -149,6 +149,28 @@ class MqttServer:
             self._hub.retained.forget(principal)
         return len(connections)
 
+    def disconnect_token(self, issuer: str, jti: str, reason: str = "token revoked") -> int:
+        """Cut off whom a token of an issuer let in; the sessions that it proved last are discarded, with their wills.
+
+        Other tokens of the same principal, and what it retained, are not touched. Tells how many connections it had.
+        """
+        if self._hub is None:
+            return 0
+        proven = [each for each in self._hub.sockets if each.grant is not None and each.grant.jti == jti]
+        found = [each for each in proven if each.grant is not None and each.grant.principal.issuer == issuer]
+        for connection in found:
+            connection.end(ReasonCode.NOT_AUTHORIZED, reason, keep_will=False)
+        self._hub.sessions.revoke_token(issuer, jti)
+        return len(found)
+
+    def disconnect_issuer(self, issuer: str, reason: str) -> int:
+        """Cut off everybody that an issuer vouches for (`disconnect`); tell how many connections that were."""
+        if self._hub is None:
+            return 0
+        here = {each.grant.principal for each in self._hub.sockets if each.grant is not None}
+        known = here | {session.principal for session in self._hub.sessions} | self._hub.retained.principals
+        return sum(self.disconnect(each, reason=reason) for each in known if each.issuer == issuer)
+
     async def remove_cursor(self, name: str, *, dry_run: bool = False) -> list[str]:
         """Remove a durable subscription whose clients will not come back (`SessionCursors.discard`); tell their client ids.
 

@@ -39,6 +39,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
         subscriptions: By filter, as granted.
         will: As a PUBLISH, or None.
         will_delay_s: Its Will Delay Interval.
+        jti: Id of the token that last proved its client, or "".
     """
 
     format: int
@@ -50,6 +51,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     subscriptions: dict[str, Subscribed]
     will: bytes | None
     will_delay_s: int
+    jti: str = ""
 
 
 class Out(msgspec.Struct, frozen=True, array_like=True):

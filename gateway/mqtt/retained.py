@@ -132,6 +132,11 @@ class Retained:
         self._index(Kept(_anonymous(message), owner, size_bytes))
         self._journal.put(PREFIX + message.topic, record)
 
+    @property
+    def principals(self) -> set[Principal]:
+        """Whose messages there are."""
+        return set(self._by_principal)
+
     def forget(self, principal: Principal) -> None:
         """Remove what a principal published: it is revoked."""
         self._drop_all(self._by_principal.get(principal, ()))

@@ -80,6 +80,7 @@ class Session:
         expiry_s: How long it lives without a connection; 0: as long as its connection; 0xFFFFFFFF: for ever.
         left_at_s: Unix time at which its connection was gone; None while it has one.
         roles: Of its last grant, for its will.
+        jti: Id of the token of its last grant, or "": when that is revoked, the session is.
         will: What is published if the connection is lost.
         subscriptions: Its filters, as granted.
         receiver: QoS 2 messages from the client.
@@ -98,6 +99,7 @@ class Session:
         "client_id",
         "epoch",
         "expiry_s",
+        "jti",
         "left_at_s",
         "principal",
         "receiver",
@@ -114,6 +116,7 @@ class Session:
         self.epoch = self.expiry_s = 0
         self.left_at_s: float | None = None
         self.roles: tuple[str, ...] = ()
+        self.jti = ""
         self.will: Will | None = None
         self.subscriptions: dict[TopicFilter, Subscribed] = {}
         self._hub = hub
@@ -418,7 +421,7 @@ class Session:
     def restore(self, head: Head, received: Iterable[int], out: Iterable[tuple[int, Out]]) -> None:
         """Take what was kept, but for the subscriptions."""
         self.shelf.is_durable = True
-        self.epoch, self.expiry_s, self.roles = head.epoch, head.expiry_s, head.roles
+        self.epoch, self.expiry_s, self.roles, self.jti = head.epoch, head.expiry_s, head.roles, head.jti
         self.left_at_s = self._hub.clock() if head.left_at_s is None else head.left_at_s
         self.will = None if head.will is None else records.read_will(head.will, head.will_delay_s)
         self.receiver.restore(received)
@@ -431,5 +434,14 @@ class Session:
         will = None if self.will is None else records.write_will(self.will)
         delay_s = 0 if self.will is None else self.will.properties.will_delay_interval or 0
         return Head(
-            records.FORMAT, self.epoch, self.expiry_s, self.left_at_s, sent, self.roles, subscriptions, will, delay_s
+            records.FORMAT,
+            self.epoch,
+            self.expiry_s,
+            self.left_at_s,
+            sent,
+            self.roles,
+            subscriptions,
+            will,
+            delay_s,
+            self.jti,
         )

@@ -6,7 +6,7 @@ asks for a clean start, or was registered anew, gets another one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -78,6 +78,7 @@ class Sessions:
             self._by_principal.setdefault(grant.principal, {})[client_id] = session
         self._resume(session)
         session.epoch, session.roles, session.will = grant.epoch, grant.roles, will
+        session.jti = grant.jti or ""
         session.live_for(expiry_s)
         session.keep_head()
         return session, is_present
@@ -127,14 +128,22 @@ class Sessions:
 
     def revoke(self, principal: Principal) -> None:
         """End all sessions of a principal, wills and all (wire protocol, section 2); its connections are gone already."""
-        for session in self.of(principal):
+        self._revoke(self.of(principal))
+
+    def revoke_token(self, issuer: str, jti: str) -> None:
+        """End the sessions whose clients a token proved last, likewise."""
+        self._revoke([each for each in self if each.jti == jti and each.principal.issuer == issuer])
+
+    def _revoke(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
             session.will = None
             self.end(session)
 
     async def load(self, store: StateStore) -> None:
         """Take up what was kept: those that were connected have lost their connection now.
 
-        Those of devices that were disabled, removed or registered anew while the gateway was stopped are gone (P7).
+        Those of devices that were disabled, removed or registered anew while the gateway was stopped are gone (P7), and
+        those of tokens that were revoked.
         """
         async for (principal, client_id), entries in _grouped(store):
             kept = {records.split_key(entry.key)[2]: entry.value for entry in entries}
@@ -148,7 +157,8 @@ class Sessions:
             log.info("sessions_loaded", count=len(self))
 
     async def _is_revoked(self, principal: Principal, head: Head) -> bool:
-        return not await self._hub.authenticator.is_known(principal, head.epoch)
+        authenticator = self._hub.authenticator
+        return authenticator.is_revoked(principal, head.jti) or not await authenticator.is_known(principal, head.epoch)
 
     def _restore(self, session: Session, head: Head, kept: dict[str, bytes]) -> None:
         received = [int(name[len(records.IN) :]) for name in kept if name.startswith(records.IN)]

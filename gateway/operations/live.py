@@ -19,6 +19,14 @@ class Live(Protocol):
         """Let a handler look at its deferred entries now."""
         ...
 
+    async def revoke_all_tokens(self) -> int:
+        """Replace the operator key, and cut off everybody that it vouched for; tell how many connections that were.
+
+        Raises:
+            Conflict: What they left cannot be discarded now.
+        """
+        ...
+
     async def remove_cursor(self, name: str, *, dry_run: bool) -> Sequence[str]:
         """Remove a durable MQTT subscription and end the sessions that hold it; give their client ids.
 
@@ -56,6 +64,10 @@ class Stopped:
 
     def wake(self, name: str) -> None:
         """Nobody sleeps."""
+
+    async def revoke_all_tokens(self) -> int:
+        """The sessions that were opened with the tokens are discarded, too, and only a running gateway does that."""
+        raise Conflict("all tokens are revoked on a running gateway; start it")
 
     async def remove_cursor(self, name: str, *, dry_run: bool) -> Sequence[str]:  # as `Live` has it
         """Sessions hold it, and only a running gateway knows them."""

@@ -120,6 +120,10 @@ class Authenticator(Protocol):
         """
         ...
 
+    def is_revoked(self, principal: Principal, jti: str) -> bool:
+        """Whether a principal's token, by its id, was revoked before its time."""
+        ...
+
     async def permissions_of(self, principal: Principal, roles: Sequence[str], epoch: int) -> Permissions:
         """What a principal that is not connected may do now, for its delayed will.
 
