@@ -105,10 +105,13 @@ def write_publish(topic: str, payload: bytes, qos: int, properties: Properties, 
 
 
 def read_publish(data: bytes) -> Publish:
-    """A PUBLISH from bytes."""
+    """A PUBLISH from bytes.
+
+    Raises:
+        CodecError, ValueError: They are none.
+    """
     decoder = Decoder(role="client", version=Version.V5, max_packet_bytes=len(data))
-    (packet,) = decoder.feed(data)
-    assert isinstance(packet, Publish)
+    (packet,) = (each for each in decoder.feed(data) if isinstance(each, Publish))
     return packet
 
 

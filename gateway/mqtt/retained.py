@@ -17,6 +17,7 @@ import structlog
 
 from edge_protocol.topics import TopicFilter, TopicName
 from gateway.mqtt import records
+from gateway.mqtt.codec import CodecError
 from gateway.mqtt.journal import Journal
 from gateway.mqtt.messages import Message
 from gateway.mqtt.settings import ServerLimits
@@ -171,7 +172,7 @@ class Retained:
         try:
             record = _decode(data)
             packet = records.read_publish(record.packet)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, CodecError, ValueError) as error:
             log.warning("retained_not_read", topic=topic, error=type(error).__name__)
             return
         left_s = None if record.expires_at_s is None else record.expires_at_s - self._clock()

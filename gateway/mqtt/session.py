@@ -193,8 +193,8 @@ class Session:
             return False
         if wire is None and not qos:
             self._hub.stats.dropped["offline"] += 1
-        elif self._makes_room((item := Item(message, identifiers, retain, on_ack, key)).size_bytes):
-            self._add(qos, item)
+        elif self._makes_room(size_bytes := message.size_bytes):
+            self._add(qos, Item(message, identifiers, retain, on_ack, key), size_bytes)
             return True
         else:
             self._refuse(message, qos)
@@ -255,8 +255,8 @@ class Session:
             if delivery.item.on_ack:
                 delivery.item.on_ack(Fate.BROKEN if delivery.is_begun else Fate.UNSENT)
 
-    def _add(self, qos: int, item: Item) -> None:
-        delivery = self._out.add(qos, item, item.size_bytes)
+    def _add(self, qos: int, item: Item, size_bytes: int) -> None:
+        delivery = self._out.add(qos, item, size_bytes)
         if qos:
             self.shelf.put(delivery)
             self.shelf.after(partial(self._mark, delivery.number + 1))

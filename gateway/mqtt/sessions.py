@@ -15,6 +15,7 @@ import structlog
 
 from edge_protocol.topics import TopicFilter
 from gateway.mqtt import records, wills
+from gateway.mqtt.codec import CodecError
 from gateway.mqtt.records import Head, Out
 from gateway.mqtt.session import Session
 from gateway.mqtt.wills import Absence
@@ -120,9 +121,10 @@ class Sessions:
             return
         self._pruned_s = now_s
         enough_bytes = self._hub.settings.limits.queues_bytes * 15 // 16
-        for session in self:
+        sessions = tuple(self)
+        for session in sessions:
             session.prune()
-        for session in self:
+        for session in sessions:
             while self._hub.stats.queues.size_bytes > enough_bytes and session.shed("queues-full"):
                 pass
 
@@ -149,12 +151,21 @@ class Sessions:
             kept = {records.split_key(entry.key)[2]: entry.value for entry in entries}
             head = _read_head(kept.pop(records.HEAD, b""))
             if head is None or await self._is_revoked(principal, head):
-                for entry in entries:
-                    self._hub.journal.put(entry.key, None)
+                self._discard(entries)
                 continue
-            self._restore(Session(self._hub, principal, client_id), head, kept)
+            session = Session(self._hub, principal, client_id)
+            try:
+                self._restore(session, head, kept)
+            except (msgspec.DecodeError, CodecError, ValueError) as error:
+                log.warning("session_not_read", client=client_id, principal=str(principal), error=type(error).__name__)
+                session.end()
+                self._discard(entries)
         if self._by_principal:
             log.info("sessions_loaded", count=len(self))
+
+    def _discard(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._hub.journal.put(entry.key, None)
 
     async def _is_revoked(self, principal: Principal, head: Head) -> bool:
         authenticator = self._hub.authenticator
@@ -167,7 +178,7 @@ class Sessions:
             for name, value in kept.items()
             if name.startswith(records.OUT)
         )
-        session.restore(head, received, out)
+        session.restore(head, received, out)  # what cannot be read is found here
         for filter_, subscription in head.subscriptions.items():
             session.subscriptions[TopicFilter(filter_)] = subscription
             self._hub.router.subscribe(TopicFilter(filter_), session, subscription)

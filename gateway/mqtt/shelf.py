@@ -34,11 +34,6 @@ class Item(NamedTuple):
     on_ack: OnAck | None = None
     key: str = ""
 
-    @property
-    def size_bytes(self) -> int:
-        """What it counts against the bound of the queue."""
-        return self.message.size_bytes
-
 
 RELEASED: Final = Item(Message(TopicName("released"), b"", 2), (), retain=False)
 """In place of what the client has (PUBREC came): only its identifier is still in use."""
@@ -112,7 +107,7 @@ class Shelf:
             packet = records.read_publish(each.packet)
             message = records.read_message(packet, each.plain, self._loop_time(each.expires_at_s))
             item = Item(message, packet.properties.subscription_identifiers, packet.retain, key=each.key)
-            yield Delivery(number, packet.qos, item, item.size_bytes, is_repeat=is_repeat)
+            yield Delivery(number, packet.qos, item, message.size_bytes, is_repeat=is_repeat)
 
     def _put_out(self, delivery: Delivery[Item], out: Out) -> None:
         self._put(_out(delivery.number), msgspec.msgpack.encode(out))

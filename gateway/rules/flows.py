@@ -185,7 +185,8 @@ class Outbound(Generic[T]):
             self._queue.popleft()
         else:
             self._queue.remove(delivery)
-        self._weigh(-1, -delivery.size_bytes)
+        self._queue_bytes -= delivery.size_bytes
+        self._all.size_bytes -= delivery.size_bytes + OVERHEAD_BYTES
         self._unkept -= not delivery.qos
         return delivery
 
@@ -199,10 +200,10 @@ class Outbound(Generic[T]):
     def forget(self) -> list[Delivery[T]]:
         """Give everything up, and back: nothing of it waits any more."""
         deliveries = list(self)
-        self._weigh(-len(self._queue), -self._queue_bytes)
+        self._all.size_bytes -= self._queue_bytes + OVERHEAD_BYTES * len(self._queue)
         self._queue.clear()
         self._flows.clear()
-        self._flows_bytes = self._counted = self._unkept = 0
+        self._queue_bytes = self._flows_bytes = self._counted = self._unkept = 0
         self._all = Queues()  # whatever a session that has ended is offered is nobody's burden
         return deliveries
 
@@ -257,9 +258,10 @@ class Outbound(Generic[T]):
         self._flows = {each.packet_id: each for each in self._flows.values() if each.stage is Stage.RELEASED}
         self._flows_bytes = sum(each.size_bytes for each in self._flows.values())
         self._counted = self._unkept = 0
-        waited = len(self._queue)
+        before_bytes = self._queue_bytes + OVERHEAD_BYTES * len(self._queue)
         self._queue = deque([*again, *kept])
-        self._weigh(len(self._queue) - waited, sum(each.size_bytes for each in self._queue) - self._queue_bytes)
+        self._queue_bytes = sum(each.size_bytes for each in self._queue)
+        self._all.size_bytes += self._queue_bytes + OVERHEAD_BYTES * len(self._queue) - before_bytes
         return lost
 
     def released(self) -> list[Delivery[T]]:
@@ -268,12 +270,9 @@ class Outbound(Generic[T]):
 
     def _append(self, delivery: Delivery[T]) -> None:
         self._queue.append(delivery)
-        self._weigh(1, delivery.size_bytes)
+        self._queue_bytes += delivery.size_bytes
+        self._all.size_bytes += delivery.size_bytes + OVERHEAD_BYTES
         self._unkept += not delivery.qos
-
-    def _weigh(self, messages: int, size_bytes: int) -> None:
-        self._queue_bytes += size_bytes
-        self._all.size_bytes += size_bytes + messages * OVERHEAD_BYTES
 
 
 class Step(Enum):

@@ -1,10 +1,12 @@
 """Sessions over real sockets: begun, resumed, taken over, expired, and taken up again after a crash (section 4.1)."""
 
+import msgspec
 import pytest
 from lasting import ANN, Clock, alive, gone, kept, lasting, operator
 from mqtt_kit import FakeState, eventually, properties, running, token
 
 from gateway.mqtt.codec import Disconnect, Puback, ReasonCode, Subscribe, Subscription, Unsubscribe, Version
+from gateway.mqtt.records import Out
 
 BOTH = pytest.mark.parametrize("version", list(Version))
 
@@ -260,16 +262,22 @@ async def test_watchers():
 
 
 async def test_unreadable_sessions_are_removed():
-    """A session of another format, or without its head, is gone; the others are taken up."""
+    """A session of another format, without its head, or with a message that is none, is gone; the others are taken up."""
     async with running() as run:
         await gone(run, await operator(run, "r", "chat/#", **lasting()))
         await eventually(lambda: kept(run.state))
         crashed = FakeState(run.state.values)
     crashed.values["session/client/id/ann/lost/out/0000000000000001"] = b"x"
     crashed.values["session/client/id/ann/odd/head"] = b"\xc1"
+    head = crashed.values["session/client/id/ann/r/head"]
+    packet = msgspec.msgpack.encode(Out(b"\xf0\x00"))
+    for name, broken in (("x", b"\xc1"), ("y", packet)):
+        crashed.values[f"session/client/id/ann/{name}/head"] = head
+        crashed.values[f"session/client/id/ann/{name}/out/0000000000000001"] = broken
     async with running(state=crashed) as run:
         await eventually(lambda: {key.split("/")[4] for key in kept(crashed)} == {"r"})
         assert len(run.server._hub.sessions) == 1
+        assert run.server.stats.queues.size_bytes == 0
 
 
 async def test_topic_aliases_for_the_client():
