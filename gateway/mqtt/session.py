@@ -15,22 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from math import ceil
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 import structlog
 
 from edge_protocol.topics import TopicFilter
 from gateway.mqtt import records
-from gateway.mqtt.codec import CodecError, Publish, Pubrel, ReasonCode, Version, Will
+from gateway.mqtt.codec import Pubrel, ReasonCode, Version, Will
 from gateway.mqtt.messages import Message
 from gateway.mqtt.receiving import Receiver
 from gateway.mqtt.records import Head, Out
+from gateway.mqtt.sending import Sender, Wire
 from gateway.mqtt.shelf import RELEASED, Item, OnAck, Shelf
 from gateway.ports.identity import Principal
 from gateway.rules.flows import Delivery, Outbound, Said, Stage
-from gateway.rules.policy import Permissions
 from gateway.rules.sharing import Fate
 
 if TYPE_CHECKING:
@@ -41,33 +39,6 @@ log = structlog.get_logger()
 
 _PRUNE_S: Final = 1.0
 _NEVER_S: Final = float("-inf")
-
-
-class Wire(Protocol):
-    """The connection, as its session sees it."""
-
-    @property
-    def permissions(self) -> Permissions:
-        """What the client may receive now."""
-        ...
-
-    @property
-    def version(self) -> Version | None:
-        """What it speaks."""
-        ...
-
-    @property
-    def can_write(self) -> bool:
-        """Whether the peer has taken enough of what was written before."""
-        ...
-
-    def send(self, packet: Publish | Pubrel) -> bool:
-        """Write a packet; False if it is larger than the client accepts, and was not written."""
-        ...
-
-    def end(self, code: ReasonCode, reason: str) -> None:
-        """Send the client off."""
-        ...
 
 
 class Session:
@@ -88,12 +59,11 @@ class Session:
     """
 
     __slots__ = (
-        "_aliases",
         "_hub",
         "_kept",
-        "_maximum_aliases",
         "_out",
         "_pruned_s",
+        "_sender",
         "_warned",
         "_wire",
         "client_id",
@@ -124,8 +94,7 @@ class Session:
         self._out: Outbound[Item] = Outbound(hub.stats.queues)
         self._pruned_s = _NEVER_S
         self._kept = 0  # deliveries below this number are durable
-        self._aliases: dict[str, int] = {}
-        self._maximum_aliases = 0
+        self._sender: Sender | None = None
         self._warned = False
 
     @property
@@ -157,7 +126,7 @@ class Session:
         """Deliver over a new connection; what was not acknowledged is sent again, in order [MQTT-4.4.0-1]."""
         self._wire = wire
         self._out.maximum = receive_maximum
-        self._maximum_aliases = topic_alias_maximum
+        self._sender = Sender(wire, topic_alias_maximum, self._hub.loop)
         self._warned = False
         for delivery in self._out.released():
             wire.send(Pubrel(packet_id=delivery.packet_id))
@@ -165,8 +134,7 @@ class Session:
 
     def detach(self) -> None:
         """The connection is gone: what it was sent waits again; QoS 0 is for who is there."""
-        self._wire = None
-        self._aliases.clear()
+        self._wire = self._sender = None
         if lost := self._out.suspend():
             self._hub.stats.dropped["offline"] += len(lost)
 
@@ -211,11 +179,11 @@ class Session:
 
     def pump(self) -> None:
         """Send what waits, as far as the client is ready and it is durable."""
-        while (wire := self._wire) is not None and wire.can_write:
+        while (sender := self._sender) is not None and sender.can_write:
             delivery = self._out.ready(self._hub.settings.limits.queue_bytes)
             if delivery is None or delivery.number >= self._kept:
                 return
-            self._send(wire, delivery)
+            self._send(sender, delivery)
 
     def puback(self, packet_id: int, *, is_refused: bool = False) -> None:
         """The client has a QoS 1 message, or refuses it; an identifier it does not owe is ignored.
@@ -266,9 +234,9 @@ class Session:
         self._kept = max(self._kept, kept)
         self.pump()
 
-    def _send(self, wire: Wire, delivery: Delivery[Item]) -> None:
+    def _send(self, sender: Sender, delivery: Delivery[Item]) -> None:
         item = delivery.item
-        cause = self._problem(wire, delivery)
+        cause = sender.send(delivery)
         if cause is None:
             self._out.sent(delivery)
             self._hub.stats.deliveries += 1
@@ -283,52 +251,6 @@ class Session:
         self.shelf.remove(delivery)
         if item.on_ack:
             item.on_ack(fate)
-
-    def _problem(self, wire: Wire, delivery: Delivery[Item]) -> str | None:
-        """Write a delivery; tell why it was not."""
-        if not wire.permissions.may_receive(delivery.item.message.topic):
-            return "not-authorized"  # the policy changed while it waited
-        packet = self._packet(wire, delivery)
-        if packet is None:
-            return "expired"
-        try:
-            return None if self._write(wire, packet) else "packet-too-large"
-        except CodecError:  # an event's attribute that no MQTT string can hold
-            return "not-encodable"
-
-    def _packet(self, wire: Wire, delivery: Delivery[Item]) -> Publish | None:
-        message, identifiers, retain, *_ = delivery.item
-        payload, properties = message.form(wire.version or Version.V311)
-        if message.expires_at_s is not None:
-            left_s = message.expires_at_s - self._hub.loop.time()
-            if left_s <= 0 and not delivery.is_repeat:  # what has begun is completed [MQTT-3.3.2-5]
-                return None
-            whole_s = max(0, ceil(round(left_s, 3)))  # rounding errors of the clock make no second
-            properties = msgspec.structs.replace(properties, message_expiry_interval=whole_s)  # [MQTT-3.3.2-6]
-        if identifiers:
-            properties = msgspec.structs.replace(properties, subscription_identifiers=identifiers)
-        return Publish(
-            topic=message.topic,
-            payload=payload,
-            qos=delivery.qos,
-            retain=retain,
-            dup=bool(delivery.qos) and delivery.is_repeat,
-            packet_id=delivery.packet_id,
-            properties=properties,
-        )
-
-    def _write(self, wire: Wire, packet: Publish) -> bool:
-        """Write a PUBLISH, with a topic alias as long as the client has some to give (3.3.2.3.4)."""
-        topic, known = packet.topic, self._aliases.get(packet.topic)
-        alias = known or len(self._aliases) + 1
-        if alias > self._maximum_aliases:
-            return wire.send(packet)
-        properties = msgspec.structs.replace(packet.properties, topic_alias=alias)
-        aliased = msgspec.structs.replace(packet, topic="" if known else topic, properties=properties)
-        if wire.send(aliased):
-            self._aliases[topic] = alias
-            return True
-        return wire.send(packet)
 
     def _completed(self, delivery: Delivery[Item] | None, fate: Fate = Fate.TAKEN) -> None:
         if delivery is not None:
