@@ -139,7 +139,6 @@ async def _let_in(
     if connection.lifecycle.state is not State.AUTHENTICATING:
         return
     if not is_durable:
-        session.will = None  # of a connection that was not accepted [MQTT-3.1.2-7]
         again_s = retry_after_s(client_id)
         connection.refuse(ReasonCode.SERVER_UNAVAILABLE, "session-unavailable: try again later", again_s)
         return

@@ -387,6 +387,8 @@ class Connection(Channel):
         if not self.client_id:
             return  # it was never let in
         self._hub.stats.connections -= 1
+        if not self._has_begun:
+            self.session.will = None  # of a connection that was not accepted [MQTT-3.1.2-7]
         self._hub.sessions.left(self.session, self.permissions)
         if self._has_begun:
             for watcher in self._hub.watchers:

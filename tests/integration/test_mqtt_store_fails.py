@@ -1,8 +1,10 @@
 """A store that fails under sessions: nothing is promised from memory, what was routed is never refused afterwards."""
 
+import asyncio
+
 import pytest
 from lasting import alive, gone, lasting, operator
-from mqtt_kit import FakeState, eventually, publish, running, token
+from mqtt_kit import FakeState, connect, eventually, publish, running, token
 
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import Puback, Pubrec, ReasonCode, Subscribe, Subscription, Version, Will
@@ -20,6 +22,19 @@ class Writes(FakeState):
     async def write(self, changes):
         await super().write(changes)
         self.writes.append(dict(changes))
+
+
+class Slow(FakeState):
+    """Writes when the test lets it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def write(self, changes):
+        await self.gate.wait()
+        await super().write(changes)
 
 
 async def failing(run):
@@ -116,6 +131,27 @@ async def test_no_will_of_a_connection_that_was_not_accepted():
         assert await alive(live)
         assert run.server.stats.wills == 0
         run.state.failure = None
+
+
+async def test_no_will_of_a_connection_that_was_taken_over_before_connack():
+    """Nor does one whose session is another's before it was written; the will of the other is published."""
+    state = Slow()
+    async with running(state=state) as run:
+        live = await operator(run, "live", "chat/#")
+        state.gate.clear()
+        proof = token("ann", "operator", iss="id")
+        will = Will(topic="chat/will", payload=b"", qos=0)
+        for _ in range(2):
+            client = await run.raw()
+            client.send(connect("r", token_=proof, will=will, **lasting()))
+            await eventually(lambda: run.server.stats.connections == 2)
+        await eventually(lambda: run.server.stats.refused[-1] == 1)
+        state.gate.set()
+        assert (await client.read()).reason_code == 0
+        assert await alive(live)
+        await gone(run, client)
+        assert (await live.read()).topic == "chat/will"
+        assert run.server.stats.wills == 1
 
 
 @BOTH
