@@ -58,6 +58,7 @@ class FakeAuthenticator:
         self.gate: asyncio.Event | None = None
         self.calls = 0
         self.epoch = 0
+        self.revoked: set[tuple[str, str]] = set()
 
     async def authenticate(self, credentials: Credentials) -> Grant:
         self.calls += 1
@@ -78,8 +79,11 @@ class FakeAuthenticator:
             raise TokenRejected("wrong-principal", "expected a token of the same principal")
         return fresh if fresh.expires_at_s > grant.expires_at_s else grant
 
-    async def is_known(self, principal: Principal) -> bool:
-        return True
+    async def is_known(self, principal: Principal, epoch: int) -> bool:
+        return principal.device is None or epoch == self.epoch
+
+    def is_revoked(self, principal: Principal, jti: str) -> bool:
+        return (principal.issuer, jti) in self.revoked
 
     async def permissions_of(self, principal: Principal, roles: Sequence[str], epoch: int) -> Permissions:
         return self.policy.permissions(roles, principal.device)
