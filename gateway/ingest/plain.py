@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain, repeat
 from typing import Final, NamedTuple
 
 import msgspec
@@ -22,6 +21,7 @@ from edge_protocol.events import check_size, decode_batch, decode_event
 from edge_protocol.payload import Limits, check_depth
 from edge_protocol.times import rfc3339
 from gateway.ingest.openings import Summary, summary
+from gateway.rules.framed import MAX_EVENTS, Frame, digits, pack
 
 OCTET_STREAM: Final = "application/octet-stream"
 ENVELOPE_TYPES: Final = ("application/cose", "application/lockgate-events")
@@ -29,7 +29,6 @@ _CLOUDEVENTS: Final = "application/cloudevents"
 _SOME_ID: Final = "00000000-0000-7000-8000-000000000000"
 _SOME_TIME: Final = "2026-01-01T00:00:00.000Z"
 _JSON_STARTS: Final = frozenset(bytes([byte]) for byte in b'{["-0123456789tfn \t\r\n')
-_COUNT: Final = [b"%02x" % n for n in range(256)]
 _CORE: Final = frozenset(
     ("specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "data", "data_base64")
 )
@@ -154,23 +153,23 @@ def read_run(
     Raises:
         EventRejected: They would all be refused.
     """
-    if len(payloads) > len(_COUNT) or (content_type and media_type(content_type).startswith(_CLOUDEVENTS)):
+    if len(payloads) > MAX_EVENTS or (content_type and media_type(content_type).startswith(_CLOUDEVENTS)):
         return None
     named_type = content_type or (JSON_TYPE if payloads[0][:1] in _JSON_STARTS else OCTET_STREAM)
     before, between, after, is_json = _frame(source, event_type, named_type)
     if not (_are_json(payloads, limits) if is_json else _are_octets(payloads, is_named=content_type is not None)):
         return None
     data: Sequence[bytes] = payloads if is_json else [base64.b64encode(payload) for payload in payloads]
-    start = b"".join((before, arrived.id[:-2].encode()))
-    middle = b"".join((between, arrived.time.encode(), after, b',"data":' if is_json else b',"data_base64":"'))
-    stop = b"}" if is_json else b'"}'
-    largest = len(start) + 2 + len(middle) + max(map(len, data)) + len(stop)
+    frame = Frame(
+        start=before + arrived.id[:-2].encode(),
+        middle=b"".join((between, arrived.time.encode(), after, b',"data":' if is_json else b',"data_base64":"')),
+        stop=b"}" if is_json else b'"}',
+    )
+    largest = sum(map(len, frame)) + 2 + max(map(len, data))
     if largest > limits.event_bytes or max(map(len, payloads)) > limits.envelope_bytes:
         return None
-    parts = chain.from_iterable(zip(repeat(b"".join((stop, b",", start))), _COUNT[1:], repeat(middle), data[1:]))
-    body = b"".join((b"[", start, _COUNT[0], middle, data[0], *parts, stop, b"]"))
-    last_id = arrived.id[:-2] + _COUNT[len(payloads) - 1].decode()
-    return Summary(body, "", None, (event_type,), len(payloads), last_id, ())
+    last_id = arrived.id[:-2] + digits(len(payloads) - 1)
+    return Summary(pack(frame, data), "framed", None, (event_type,), len(payloads), last_id, ())
 
 
 def _are_json(payloads: Sequence[bytes], limits: Limits) -> bool:
