@@ -153,8 +153,8 @@ class Session:
         """Deliver a message, now or when the client is ready for it (`Subscriber`).
 
         With `on_ack` the caller is told how the delivery ended, once. With `key` it keeps the message until then, and
-        after a restart of the gateway offers it again, unless it finds it here (`claim`). A session that ends hands back what was not acknowledged; what was sent at QoS 2 is
-        never another's [MQTT-4.8.2-5].
+        after a restart of the gateway offers it again, unless it finds it here (`claim`). A session that ends hands back
+        what was not acknowledged; what was sent at QoS 2 is never another's [MQTT-4.8.2-5].
         """
         wire = self._wire
         if wire is not None and not wire.permissions.may_receive(message.topic):
