@@ -18,7 +18,7 @@ from gateway.mqtt.codec.headers import FIRST_BYTES, refuse_first_byte
 from gateway.mqtt.codec.packets import Connect, Packet, Publish, PublishRun
 from gateway.mqtt.codec.reader import read_packet
 from gateway.mqtt.codec.reasons import Side, Version
-from gateway.mqtt.codec.runs import MAX_PUBLISHES, cut, shape_of
+from gateway.mqtt.codec.runs import MAX_PUBLISHES, cut, is_followed, shape_of
 from gateway.mqtt.codec.wire import Cursor
 
 MAX_CONNECT_BYTES: Final = 16 * 1024
@@ -106,6 +106,8 @@ class Decoder:
             return None
         self._buffer = buffer = bytes(self._buffer)
         where, body_at = self._last
+        if not is_followed(buffer, self._start, where.start + body_at):
+            return None
         shape = shape_of(packet, buffer[where], body_at)
         count = min(most, MAX_PUBLISHES) - 1
         ids, payloads, self._start = cut(buffer, self._start, shape, most=count, max_bytes=self._limit)

@@ -19,6 +19,7 @@ MAX_PUBLISHES: Final = 128
 """Packets a run: more gains nothing, and a run is stored in one row."""
 
 _MAX_LENGTH: Final = 1 << 14  # remaining lengths of one and two bytes; larger packets gain nothing from a run
+_GUESSES: Final = 4, 32, MAX_PUBLISHES  # how many are of one size: a wrong guess costs what it is long
 _NO_ID: Final = b"\0\0"
 
 
@@ -31,7 +32,7 @@ class Shape(NamedTuple):
         id_bytes: 2 if a packet identifier follows, else 0.
         properties: With their length; nothing in 3.1.1.
         start: Of those of the same size: the fixed header and `topic`.
-        payload_bytes: Of those of the same size.
+        layout: Of those of the same size (`struct`): `start`, identifier, properties, payload.
     """
 
     first: int
@@ -39,7 +40,11 @@ class Shape(NamedTuple):
     id_bytes: int
     properties: bytes
     start: bytes
-    payload_bytes: int
+    layout: str
+
+
+Cut = tuple[Sequence[bytes], Sequence[bytes], int]
+"""Packet identifiers (two bytes each; empty at QoS 0), payloads, and where the next packet begins."""
 
 
 def shape_of(packet: Publish, data: bytes, body_at: int) -> Shape:
@@ -51,20 +56,30 @@ def shape_of(packet: Publish, data: bytes, body_at: int) -> Shape:
         body_at: Where its remaining length ends.
     """
     id_at, id_bytes = body_at + 2 + int.from_bytes(data[body_at : body_at + 2]), 2 if packet.qos else 0
-    payload_bytes = len(packet.payload)
+    properties = data[id_at + id_bytes : len(data) - len(packet.payload)]
     return Shape(
         first=data[0],
         topic=data[body_at:id_at],
         id_bytes=id_bytes,
-        properties=data[id_at + id_bytes : len(data) - payload_bytes],
+        properties=properties,
         start=data[:id_at],
-        payload_bytes=payload_bytes,
+        layout=f"{id_at}s{id_bytes}s{len(properties)}s{len(packet.payload)}s",
     )
 
 
-def cut(
-    buffer: bytes, at: int, shape: Shape, *, most: int, max_bytes: int
-) -> tuple[Sequence[bytes], Sequence[bytes], int]:
+def is_followed(data: bytes, at: int, body_at: int) -> bool:
+    """Tell, at little cost, whether a packet of the same topic may follow the one whose body is at `body_at`.
+
+    Args:
+        data: What was received.
+        at: Where the next packet begins.
+        body_at: Where the remaining length of the packet before it ends.
+    """
+    topic = data[body_at : body_at + 2 + int.from_bytes(data[body_at : body_at + 2])]
+    return data.startswith(topic, at + 2) or data.startswith(topic, at + 3)
+
+
+def cut(buffer: bytes, at: int, shape: Shape, *, most: int, max_bytes: int) -> Cut:
     """Cut packets of one shape off, as many as there are.
 
     Args:
@@ -73,29 +88,33 @@ def cut(
         shape: What they have in common.
         most: How many at most.
         max_bytes: Largest packet.
-
-    Returns:
-        Their packet identifiers (two bytes each; empty at QoS 0), their payloads, and where the next packet begins.
     """
-    return _cut_equal(buffer, at, shape, most) or _cut_any(buffer, at, shape, most, max_bytes)
+    ids: list[bytes] = []
+    payloads: list[bytes] = []
+    for count in _GUESSES:
+        found = _cut_equal(buffer, at, shape, min(count, most) - len(payloads))
+        if found is None:
+            break
+        ids += found[0]
+        payloads += found[1]
+        at = found[2]
+    more_ids, more_payloads, at = _cut_any(buffer, at, shape, most - len(payloads), max_bytes)
+    return [*ids, *more_ids], [*payloads, *more_payloads], at
 
 
-def _cut_equal(buffer: bytes, at: int, shape: Shape, most: int) -> tuple[Sequence[bytes], Sequence[bytes], int] | None:
-    """Cut packets of one size off; None unless all that are here are."""
-    layout = f"{len(shape.start)}s{shape.id_bytes}s{len(shape.properties)}s{shape.payload_bytes}s"
-    size = struct.calcsize(layout)
+def _cut_equal(buffer: bytes, at: int, shape: Shape, most: int) -> Cut | None:
+    """Cut packets of one size off: so many, or as many as there are; None unless all of these are."""
+    size = struct.calcsize(shape.layout)
     count = min(most, (len(buffer) - at) // size)
-    if not count:
+    if not count or not buffer.startswith(shape.start, at):
         return None
     stop = at + count * size
-    starts, ids, properties, payloads = zip(*struct.iter_unpack(layout, memoryview(buffer)[at:stop]), strict=True)
+    starts, ids, properties, payloads = zip(*struct.iter_unpack(shape.layout, memoryview(buffer)[at:stop]), strict=True)
     are_equal = starts.count(shape.start) == count and properties.count(shape.properties) == count
     return (ids, payloads, stop) if are_equal and _NO_ID not in ids else None
 
 
-def _cut_any(
-    buffer: bytes, at: int, shape: Shape, most: int, max_bytes: int
-) -> tuple[Sequence[bytes], Sequence[bytes], int]:
+def _cut_any(buffer: bytes, at: int, shape: Shape, most: int, max_bytes: int) -> Cut:
     first, topic, id_bytes, properties, _, _ = shape
     id_start, id_end, end = len(topic), len(topic) + id_bytes, len(buffer)
     head = id_end + len(properties)
