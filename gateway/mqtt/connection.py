@@ -256,6 +256,10 @@ class Connection(Channel):
             self.write(data)
         return data is not None
 
+    def wake(self) -> None:
+        """Have what waits sent at the end of the turn, behind the acknowledgements that are due."""
+        self._hub.turn.add(self)
+
     def finish_turn(self) -> None:
         """Answer publishes and write what the turn produced."""
         try:
@@ -263,6 +267,9 @@ class Connection(Channel):
                 self.inbound.answer()
                 self._flush()
                 self.session.pump()
+                while self._out:  # as much as the peer takes: nothing else would come back for what is left
+                    self._flush()
+                    self.session.pump()
         except Exception:  # as in `_read`
             log.exception("connection_failed", client=self.client_id)
             self._fail()
