@@ -57,6 +57,10 @@ class Wire(Protocol):
         """Write a packet; False if it is larger than the client accepts, and was not written."""
         ...
 
+    def wake(self) -> None:
+        """Have what waits sent at the end of the turn, behind the acknowledgements that are due."""
+        ...
+
     def end(self, code: ReasonCode, reason: str) -> None:
         """Send the client off."""
         ...
@@ -248,12 +252,24 @@ class Session:
         delivery = self._out.add(qos, item, item.size_bytes)
         if qos:
             self.shelf.put(delivery)
-            self.shelf.surely_after(partial(self._mark, delivery.number + 1))
-        self.pump()
+            self.shelf.surely_after(partial(self._mark, delivery))
+        self._pump_for(item)
 
-    def _mark(self, kept: int) -> None:
-        self._kept = max(self._kept, kept)
-        self.pump()
+    def _mark(self, delivery: Delivery[Item]) -> None:
+        self._kept = max(self._kept, delivery.number + 1)
+        self._pump_for(delivery.item)
+
+    def _pump_for(self, item: Item) -> None:
+        """Send what waits, now that there is more; what the client itself published at QoS 2 comes behind its PUBREC.
+
+        MQTT asks for no order between the two, but there are clients that rely on it. A durable session keeps none: its
+        PUBREC waits for another write.
+        """
+        message = item.message
+        if message.qos == 2 and message.publisher is self and self._wire is not None:
+            self._wire.wake()
+        else:
+            self.pump()
 
     def _send(self, wire: Wire, delivery: Delivery[Item]) -> None:
         item = delivery.item

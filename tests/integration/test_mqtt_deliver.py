@@ -85,11 +85,11 @@ async def test_subscriptions_are_bounded(count, last):
 
 
 async def test_malformed_filter():
-    """A filter that is none ends the connection with 0x8F."""
+    """A filter that is none is malformed, and ends the connection."""
     async with running() as run:
         other = await run.client()
         other.writer.write(b"\x82\x08\x00\x07\x00\x00\x02a#\x00")
-        assert [packet.reason_code for packet in await other.ended()] == [ReasonCode.TOPIC_FILTER_INVALID]
+        assert [packet.reason_code for packet in await other.ended()] == [ReasonCode.MALFORMED_PACKET]
 
 
 @BOTH

@@ -267,6 +267,39 @@ def test_reason_codes_of_acknowledgements(gateway, name, qos):
     assert wire.payloads() == [b"x"]
 
 
+def test_no_matching_subscribers(gateway, name):
+    """0x10 is PUBACK's when no subscription matches, even one that is not to get the message; PUBREC never says it."""
+    wire = gateway.client(name)
+    assert wire.publish(name, qos=1).reason_code == ReasonCode.NO_MATCHING_SUBSCRIBERS
+    wire.send(Publish(topic=name, payload=b"", qos=2, packet_id=99))
+    assert wire.read() == Pubrec(packet_id=99)
+    wire.subscribe(name, no_local=True)
+    assert wire.publish(name, qos=1).reason_code == ReasonCode.SUCCESS
+    assert wire.received() == []
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_no_matching_subscribers_from_a_client(gateway, name, qos):
+    """0x10 from a client is one of the codes of its acknowledgement: the delivery is over, the connection is not."""
+    wire = gateway.client(name)
+    wire.subscribe(name, qos=qos)
+    wire.publish(name, qos=qos)
+    kind = Puback if qos == 1 else Pubrec
+    wire.send(kind(packet_id=wire.take(Publish).packet_id, reason_code=ReasonCode.NO_MATCHING_SUBSCRIBERS))
+    assert qos == 1 or wire.take(Pubrel)
+    wire.ping()
+
+
+@BOTH
+@pytest.mark.parametrize("granted", [0, 1, 2])
+def test_own_message_comes_behind_its_pubrec(gateway, name, version, granted):
+    """A client that gets what it publishes at QoS 2 is answered first, as by other servers."""
+    wire = gateway.client(name, version)
+    wire.subscribe(name, qos=granted)
+    wire.send(Publish(topic=name, payload=b"", qos=2, packet_id=7))
+    assert [type(wire.read()), type(wire.read())] == [Pubrec, Publish]
+
+
 @pytest.mark.parametrize("qos", [1, 2])
 def test_no_reasons_where_none_are_wanted(gateway, name, qos):
     """Request Problem Information 0: acknowledgements carry neither Reason String nor user properties."""
