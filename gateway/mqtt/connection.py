@@ -63,6 +63,7 @@ class Connection(Channel):
         "_decoder",
         "_has_begun",
         "_has_left",
+        "_is_resumed",
         "asked",
         "client_id",
         "grant",
@@ -95,12 +96,18 @@ class Connection(Channel):
         self.asked: Properties = EMPTY
         self.keep_alive_s = 0
         self._decoder = Decoder(max_packet_bytes=hub.settings.limits.packet_bytes)
-        self._has_begun = self._has_left = False
+        self._has_begun = self._has_left = self._is_resumed = False
 
     @property
     def version(self) -> Version | None:
         """What CONNECT asked for; None before it."""
         return self._decoder.version
+
+    @property
+    def unknown_identifier(self) -> ReasonCode:
+        """What to say of a packet identifier that is not in use: no error while a session recovers (3.6.2.1, 3.7.2.1)."""
+        is_told = self.version is Version.V5 and not self._is_resumed
+        return ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if is_told else ReasonCode.SUCCESS
 
     @property
     def principal(self) -> Principal:
@@ -201,6 +208,7 @@ class Connection(Channel):
         assert self.grant is not None
         assert self.version is not None
         self._hub.stats.accepted += 1
+        self._is_resumed = connack.session_present
         self.lifecycle.take(Input.ACCEPTED)
         log.info(
             "connected",

@@ -49,6 +49,11 @@ class Wire(Protocol):
         ...
 
     @property
+    def unknown_identifier(self) -> ReasonCode:
+        """What to say of a packet identifier that is not in use."""
+        ...
+
+    @property
     def can_write(self) -> bool:
         """Whether the peer has taken enough of what was written before."""
         ...
@@ -228,8 +233,7 @@ class Session:
         elif delivery is not None:
             self._release(delivery)
         elif self._wire is not None:
-            code = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if self._wire.version is Version.V5 else ReasonCode.SUCCESS
-            self._wire.send(Pubrel(packet_id=packet_id, reason_code=code))
+            self._wire.send(Pubrel(packet_id=packet_id, reason_code=self._wire.unknown_identifier))
 
     def pubcomp(self, packet_id: int) -> None:
         """The flow of a QoS 2 message is complete.

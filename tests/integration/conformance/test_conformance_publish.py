@@ -127,6 +127,19 @@ def test_unknown_identifiers(gateway, name, version):
     wire.ping()
 
 
+def test_unknown_identifiers_of_a_resumed_session(gateway, name):
+    """Who lost PUBCOMP sends PUBREL again after the reconnect, and is told no error: its message was delivered."""
+    lasting = {"clean_start": False, "properties": Properties(session_expiry_interval=60)}
+    wire = gateway.client(name, **lasting)
+    wire.publish(name, qos=2, packet_id=7)
+    wire.drop()
+    wire = gateway.client(name, **lasting)
+    wire.send(Pubrel(packet_id=7))
+    assert wire.read() == Pubcomp(packet_id=7)
+    wire.send(Pubrec(packet_id=8))
+    assert wire.read() == Pubrel(packet_id=8)
+
+
 @BOTH
 def test_outbound_qos_2(gateway, name, version):
     """To a subscriber: PUBLISH, PUBREL after its PUBREC with the same identifier, nothing sent twice."""
