@@ -44,11 +44,15 @@ class SlowState(FakeState):
         self.gate = asyncio.Event()
         self.gate.set()
         self.is_dead = False
+        self.holds_after_next = False
 
     async def write(self, changes):
         await self.gate.wait()
         if not self.is_dead:
             await super().write(changes)
+        if self.holds_after_next:
+            self.holds_after_next = False
+            self.gate.clear()
 
 
 class Link(asyncio.Transport):
@@ -129,6 +133,7 @@ class Gateway:
         for connection in tuple(hub.sockets):
             connection._transport.is_cut = True
         self.state.is_dead = True
+        self.state.holds_after_next = False
         self.state.gate.set()
         self.settle()
         hub.wheel.stop()
@@ -229,7 +234,7 @@ ILLEGAL = (
     Puback(packet_id=1),
 )
 PEERS = st.integers(0, 1)
-MOVES = st.sampled_from(["publish", "publish", "read", "read", "read", "lose", "dial", "crash"])
+MOVES = st.sampled_from(["publish", "publish", "read", "read", "read", "lose", "dial", "crash", "hold_after_next"])
 
 
 class Model(RuleBasedStateMachine):
@@ -283,8 +288,8 @@ class Model(RuleBasedStateMachine):
                 self.publish(which, number, 2)
             elif move in {"lose", "dial"}:
                 getattr(self, move)(which)
-            elif move == "crash":
-                self.crash()
+            elif move in {"crash", "hold_after_next"}:
+                getattr(self, move)()
             else:
                 self.read(which, number)
 
@@ -311,6 +316,11 @@ class Model(RuleBasedStateMachine):
         """Let the disk be slow from now on."""
         self.gateway.state.gate.clear()
 
+    @rule()
+    def hold_after_next(self):
+        """Let one more write through: a crash then comes between that one and what follows from it."""
+        self.gateway.state.holds_after_next = True
+
     @precondition(lambda self: not self.gateway.state.gate.is_set())
     @rule()
     def resume(self):
@@ -324,6 +334,7 @@ class Model(RuleBasedStateMachine):
 
     def rest(self):
         """Let everything finish."""
+        self.gateway.state.holds_after_next = False
         self.gateway.state.gate.set()
         for _ in range(400):
             self.gateway.settle()
