@@ -65,6 +65,7 @@ class Connection(Channel):
         "_decoder",
         "_has_begun",
         "_has_left",
+        "_is_resumed",
         "asked",
         "client_id",
         "grant",
@@ -97,12 +98,18 @@ class Connection(Channel):
         self.asked: Properties = EMPTY
         self.keep_alive_s = 0
         self._decoder = Decoder(max_packet_bytes=hub.settings.limits.packet_bytes)
-        self._has_begun = self._has_left = False
+        self._has_begun = self._has_left = self._is_resumed = False
 
     @property
     def version(self) -> Version | None:
         """What CONNECT asked for; None before it."""
         return self._decoder.version
+
+    @property
+    def unknown_identifier(self) -> ReasonCode:
+        """What to say of a packet identifier that is not in use: no error while a session recovers (3.6.2.1, 3.7.2.1)."""
+        is_told = self.version is Version.V5 and not self._is_resumed
+        return ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if is_told else ReasonCode.SUCCESS
 
     @property
     def principal(self) -> Principal:
@@ -207,6 +214,7 @@ class Connection(Channel):
         assert self.grant is not None
         assert self.version is not None
         self._hub.stats.accepted += 1
+        self._is_resumed = connack.session_present
         self.lifecycle.take(Input.ACCEPTED)
         log.info(
             "connected",
@@ -265,6 +273,10 @@ class Connection(Channel):
             self.write(data)
         return data is not None
 
+    def wake(self) -> None:
+        """Have what waits sent at the end of the turn, behind the acknowledgements that are due."""
+        self._hub.turn.add(self)
+
     def finish_turn(self) -> None:
         """Answer publishes and write what the turn produced."""
         try:
@@ -272,6 +284,9 @@ class Connection(Channel):
                 self.inbound.answer()
                 self._flush()
                 self.session.pump()
+                while self._out:  # as much as the peer takes: nothing else would come back for what is left
+                    self._flush()
+                    self.session.pump()
         except Exception:  # as in `_read`
             log.exception("connection_failed", client=self.client_id)
             self._fail()

@@ -170,8 +170,7 @@ class Inbound:
         if packet_id in self._flows:
             self._flows.remove(packet_id)
             self._window.close()
-        is_told = not is_known and connection.version is Version.V5
-        code = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if is_told else ReasonCode.SUCCESS
+        code = ReasonCode.SUCCESS if is_known else connection.unknown_identifier
         connection.send(Pubcomp(packet_id=packet_id, reason_code=code))
 
     def _topic(self, packet: Publish) -> str:

@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 Settle = Callable[[Receipt], None]
 
-_NOBODY: Final = Receipt(ReasonCode.NO_MATCHING_SUBSCRIBERS)
+_NOBODY: Final = Receipt(ReasonCode.NO_MATCHING_SUBSCRIBERS)  # at QoS 1: of others, too, PUBREC tells no such thing
 _NOT_QUEUED: Final = Receipt(UNAVAILABLE, "queue-unavailable: no message can be stored for its subscribers now")
 _CACHED_CHARS: Final = 256
 _placed = lru_cache(maxsize=8192)(place_of)  # topics repeat; refusals and long names are not kept
@@ -133,7 +133,8 @@ class Publisher:
         if message.retain:
             client_id = self.session.client_id if self.session else ""
             self._hub.retained.keep(message, Owner(self._principal, client_id, self._epoch))
-        receipt = STORED if self._hub.router.route(message) else _NOBODY
+        is_met = self._hub.router.route(message) or message.qos == 2 or self._hub.router.wants(message.topic)
+        receipt = STORED if is_met else _NOBODY
         if journal.count == before:
             settle(receipt)
             return

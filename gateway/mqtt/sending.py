@@ -31,12 +31,21 @@ class Wire(Protocol):
         ...
 
     @property
+    def unknown_identifier(self) -> ReasonCode:
+        """What to say of a packet identifier that is not in use."""
+        ...
+
+    @property
     def can_write(self) -> bool:
         """Whether the peer has taken enough of what was written before."""
         ...
 
     def send(self, packet: Publish | Pubrel) -> bool:
         """Write a packet; False if it is larger than the client accepts, and was not written."""
+        ...
+
+    def wake(self) -> None:
+        """Have what waits sent at the end of the turn, behind the acknowledgements that are due."""
         ...
 
     def end(self, code: ReasonCode, reason: str) -> None:

@@ -21,7 +21,7 @@ import structlog
 
 from edge_protocol.topics import TopicFilter
 from gateway.mqtt import records
-from gateway.mqtt.codec import Pubrel, ReasonCode, Version, Will
+from gateway.mqtt.codec import Pubrel, ReasonCode, Will
 from gateway.mqtt.messages import Message
 from gateway.mqtt.receiving import Receiver
 from gateway.mqtt.records import Head, Out
@@ -205,8 +205,7 @@ class Session:
         elif delivery is not None:
             self._release(delivery)
         elif self._wire is not None:
-            code = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if self._wire.version is Version.V5 else ReasonCode.SUCCESS
-            self._wire.send(Pubrel(packet_id=packet_id, reason_code=code))
+            self._wire.send(Pubrel(packet_id=packet_id, reason_code=self._wire.unknown_identifier))
 
     def pubcomp(self, packet_id: int) -> None:
         """The flow of a QoS 2 message is complete.
@@ -227,12 +226,23 @@ class Session:
         delivery = self._out.add(qos, item, size_bytes)
         if qos:
             self.shelf.put(delivery)
-            self.shelf.after(partial(self._mark, delivery.number + 1))
-        self.pump()
+            self.shelf.after(partial(self._mark, delivery))
+        self._pump_for(item)
 
-    def _mark(self, kept: int) -> None:
-        self._kept = max(self._kept, kept)
-        self.pump()
+    def _mark(self, delivery: Delivery[Item]) -> None:
+        self._kept = max(self._kept, delivery.number + 1)
+        self._pump_for(delivery.item)
+
+    def _pump_for(self, item: Item) -> None:
+        """Send what waits, now that there is more; what the client itself published at QoS 2 comes behind its PUBREC.
+
+        MQTT asks for no order between the two, but there are clients that rely on it.
+        """
+        message = item.message
+        if message.qos == 2 and message.publisher is self and self._wire is not None:
+            self._wire.wake()
+        else:
+            self.pump()
 
     def _send(self, sender: Sender, delivery: Delivery[Item]) -> None:
         item = delivery.item

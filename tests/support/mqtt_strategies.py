@@ -36,9 +36,10 @@ from gateway.mqtt.codec import (
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
-names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0+#"), min_size=1, max_size=24)
+identities = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=12)
+names = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\0+#"), min_size=1, max_size=24)
 levels = st.one_of(
-    st.just("+"), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0+#/"), max_size=8)
+    st.just("+"), st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\0+#/"), max_size=8)
 )
 blobs = st.binary(max_size=40)
 bits = st.integers(0, 1)
@@ -58,7 +59,9 @@ def _plain_filter(parts: list[str], *, multi: bool) -> str:
 plain_filters = st.builds(_plain_filter, st.lists(levels, min_size=1, max_size=4), multi=flags).filter(
     lambda text: text and not text.startswith("$share/")
 )
-share_names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0+#/"), min_size=1, max_size=8)
+share_names = st.text(
+    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\0+#/"), min_size=1, max_size=8
+)
 shared_filters = st.builds("$share/{}/{}".format, share_names, plain_filters)
 topic_filters = plain_filters | shared_filters
 
@@ -158,13 +161,13 @@ def wills(version: Version) -> st.SearchStrategy[Will]:
 
 @st.composite
 def connects(draw: st.DrawFn, version: Version) -> Connect:
-    user_name = draw(st.none() | texts)
+    user_name = draw(st.none() | identities)
     may_have_password = version is Version.V5 or user_name is not None
     clean_start = draw(flags)
     needs_id = version is Version.V311 and not clean_start
     return Connect(
         version=version,
-        client_id=draw(texts.filter(bool) if needs_id else texts),
+        client_id=draw(identities.filter(bool) if needs_id else identities),
         clean_start=clean_start,
         keep_alive_s=draw(u16),
         user_name=user_name,

@@ -9,7 +9,7 @@ from gateway.mqtt.codec.faults import CodecError, Rule
 from gateway.mqtt.codec.packets import Connect, Will
 from gateway.mqtt.codec.properties import EMPTY, WILL, read_properties, write_properties
 from gateway.mqtt.codec.reasons import PacketType, Version
-from gateway.mqtt.codec.wire import Cursor, put_binary, put_byte, put_text, put_two_bytes
+from gateway.mqtt.codec.wire import Cursor, put_binary, put_byte, put_name, put_text, put_two_bytes
 
 RESERVED: Final = 0x01
 CLEAN_START: Final = 0x02
@@ -41,8 +41,8 @@ def read_protocol(cursor: Cursor) -> int:
 
 
 def version_to_answer(level: int) -> Version:
-    """In whose words to answer a CONNECT of some level: 5.0's when that or something newer was asked for."""
-    return Version.V5 if level & ~_BRIDGE_BIT >= Version.V5 else Version.V311
+    """In whose words to answer a CONNECT of some level: 5.0's only to who speaks it [3.1.1: MQTT-3.1.2-2]."""
+    return Version.V5 if level & ~_BRIDGE_BIT == Version.V5 else Version.V311
 
 
 def read_connect(cursor: Cursor, level: int) -> Connect:
@@ -61,9 +61,9 @@ def read_connect(cursor: Cursor, level: int) -> Connect:
         clean_start=bool(flags & CLEAN_START),
         keep_alive_s=keep_alive_s,
         properties=read_properties(cursor, PacketType.CONNECT) if version is Version.V5 else EMPTY,
-        client_id=cursor.text(),  # the payload's fields in their order [MQTT-3.1.3-1]
+        client_id=cursor.name(),  # the payload's fields in their order [MQTT-3.1.3-1]
         will=_read_will(cursor, flags, version) if flags & WILL_FLAG else None,
-        user_name=cursor.text() if flags & USER_NAME else None,
+        user_name=cursor.name() if flags & USER_NAME else None,
         password=cursor.secret() if flags & PASSWORD else None,
     )
     cursor.finish()
@@ -85,7 +85,7 @@ def _check_flags(flags: int) -> None:
 def _read_will(cursor: Cursor, flags: int, version: Version) -> Will:
     will = Will(
         properties=read_properties(cursor, WILL) if version is Version.V5 else EMPTY,
-        topic=cursor.text(),
+        topic=cursor.name(),
         payload=cursor.binary(),
         qos=flags >> WILL_QOS_SHIFT & 3,
         retain=bool(flags & WILL_RETAIN),
@@ -104,11 +104,11 @@ def write_connect(packet: Connect) -> bytes:
     parts = [put_text("MQTT"), put_byte(packet.version), put_byte(_flags(packet)), put_two_bytes(packet.keep_alive_s)]
     if packet.version is Version.V5:
         parts.append(write_properties(packet.properties, PacketType.CONNECT))
-    parts.append(put_text(packet.client_id))
+    parts.append(put_name(packet.client_id))
     if packet.will:
         parts.append(_write_will(packet.will, packet.version))
     if packet.user_name is not None:
-        parts.append(put_text(packet.user_name))
+        parts.append(put_name(packet.user_name))
     if packet.password is not None:
         parts.append(put_binary(packet.password))
     return b"".join(parts)
@@ -128,4 +128,4 @@ def _flags(packet: Connect) -> int:
 
 def _write_will(will: Will, version: Version) -> bytes:
     properties = write_properties(will.properties, WILL) if version is Version.V5 else b""
-    return properties + put_text(will.topic) + put_binary(will.payload)
+    return properties + put_name(will.topic) + put_binary(will.payload)

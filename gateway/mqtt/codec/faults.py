@@ -1,7 +1,8 @@
 """Every way in which bytes or packets break MQTT: one table, so that each refusal names its rule and clause.
 
 `Rule` is the table; `CodecError` is what the codec raises. Clauses are those of MQTT 5.0; where 3.1.1 numbers the same
-rule differently, both stand. A rule without a normative number is named by its section.
+rule differently, both stand. A rule without a normative number is named by its section. A topic name or filter that is
+none is malformed: 0x8F and 0x90 are for one that is correctly formed and not accepted (section 3.14.2.1).
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ from gateway.mqtt.codec.reasons import ReasonCode
 
 _MALFORMED = ReasonCode.MALFORMED_PACKET
 _PROTOCOL = ReasonCode.PROTOCOL_ERROR
-_NAME = ReasonCode.TOPIC_NAME_INVALID
-_FILTER = ReasonCode.TOPIC_FILTER_INVALID
 
 
 class Rule(Enum):
     """A rule of the specification: the code that answers its breach, the rule in words, its clauses."""
 
-    RESERVED_TYPE = _MALFORMED, "reserved packet type", "section 2.1.2"
+    RESERVED_TYPE = _PROTOCOL, "reserved packet type", "section 2.1.2"
     RESERVED_FLAGS = _MALFORMED, "reserved bits of the fixed header are wrong", "MQTT-2.1.3-1", "MQTT-2.2.2-2"
     LENGTH_OVER_4_BYTES = _MALFORMED, "remaining length over 4 bytes", "section 2.1.4", "section 2.2.3"
     VARINT_TOO_LONG = _MALFORMED, "variable byte integer over 4 bytes", "section 1.5.5"
@@ -29,6 +28,7 @@ class Rule(Enum):
     TRAILING_BYTES = _MALFORMED, "bytes after the last field", "section 2.1.4", "section 2.2.3"
     UTF8_ILL_FORMED = _MALFORMED, "string is not well-formed UTF-8", "MQTT-1.5.4-1", "MQTT-1.5.3-1"
     UTF8_NUL = _MALFORMED, "string holds U+0000", "MQTT-1.5.4-2", "MQTT-1.5.3-2"
+    CONTROL_CHARACTER = _MALFORMED, "control character in a name", "section 1.5.4", "section 1.5.3"
     FIELD_TOO_LONG = _MALFORMED, "string or binary data over 65535 bytes", "section 1.5.4"
     INTEGER_RANGE = _MALFORMED, "integer does not fit its field", "section 1.5"
     NOT_IN_311 = _PROTOCOL, "MQTT 3.1.1 has no words for this", "MQTT 3.1.1, chapter 3"
@@ -56,7 +56,7 @@ class Rule(Enum):
     DUP_AT_QOS_0 = _MALFORMED, "DUP at QoS 0", "MQTT-3.3.1-2"
     PACKET_ID_ZERO = _PROTOCOL, "packet identifier 0", "MQTT-2.2.1-3", "MQTT-2.3.1-1"
     PACKET_ID_AT_QOS_0 = _PROTOCOL, "packet identifier at QoS 0", "MQTT-2.2.1-2", "MQTT-2.3.1-5"
-    TOPIC_WILDCARD = _NAME, "wildcard in a topic name", "MQTT-3.3.2-2"
+    TOPIC_WILDCARD = _MALFORMED, "wildcard in a topic name", "MQTT-3.3.2-2"
     TOPIC_EMPTY = _PROTOCOL, "empty topic name", "MQTT-4.7.3-1"
     TOPIC_EMPTY_WITHOUT_ALIAS = _PROTOCOL, "empty topic name without a topic alias", "section 3.3.2.1"
     SUBSCRIPTION_ID_FROM_CLIENT = _PROTOCOL, "subscription identifier in a client's PUBLISH", "MQTT-3.3.4-6"
@@ -67,12 +67,17 @@ class Rule(Enum):
     OPTIONS_QOS_3 = _PROTOCOL, "subscription with QoS 3", "section 3.8.3.1", "MQTT-3-8.3-4"
     RETAIN_HANDLING_3 = _PROTOCOL, "retain handling 3", "section 3.8.3.1"
     NO_LOCAL_SHARED = _PROTOCOL, "no local on a shared subscription", "MQTT-3.8.3-4"
-    FILTER_EMPTY = _FILTER, "empty topic filter", "MQTT-4.7.3-1"
-    FILTER_MULTI_LEVEL = _FILTER, '"#" is not the whole last level of the topic filter', "MQTT-4.7.1-1", "MQTT-4.7.1-2"
-    FILTER_SINGLE_LEVEL = _FILTER, '"+" is not a whole level of the topic filter', "MQTT-4.7.1-2", "MQTT-4.7.1-3"
-    SHARE_NAME_EMPTY = _FILTER, "shared subscription without a share name", "MQTT-4.8.2-1"
-    SHARE_NAME_WILDCARD = _FILTER, "wildcard in a share name", "MQTT-4.8.2-2"
-    SHARE_FILTER_MISSING = _FILTER, "shared subscription without a topic filter", "MQTT-4.8.2-2"
+    FILTER_EMPTY = _MALFORMED, "empty topic filter", "MQTT-4.7.3-1"
+    FILTER_MULTI_LEVEL = (
+        _MALFORMED,
+        '"#" is not the whole last level of the topic filter',
+        "MQTT-4.7.1-1",
+        "MQTT-4.7.1-2",
+    )
+    FILTER_SINGLE_LEVEL = _MALFORMED, '"+" is not a whole level of the topic filter', "MQTT-4.7.1-2", "MQTT-4.7.1-3"
+    SHARE_NAME_EMPTY = _PROTOCOL, "shared subscription without a share name", "MQTT-4.8.2-1"
+    SHARE_NAME_WILDCARD = _PROTOCOL, "wildcard in a share name", "MQTT-4.8.2-2"
+    SHARE_FILTER_MISSING = _PROTOCOL, "shared subscription without a topic filter", "MQTT-4.8.2-2"
     ACK_EMPTY = _PROTOCOL, "acknowledgement without a reason code", "MQTT-3.8.4-6", "MQTT-3.8.4-5"
 
     REASON_CODE = _PROTOCOL, "reason code is not defined for the packet and its sender", "section 2.4"

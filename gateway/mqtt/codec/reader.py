@@ -24,7 +24,7 @@ from gateway.mqtt.codec.reasons import (
     Version,
 )
 from gateway.mqtt.codec.topics import check_topic_filter
-from gateway.mqtt.codec.wire import Cursor, decode_text
+from gateway.mqtt.codec.wire import Cursor, decode_name
 
 Ack = p.Puback | p.Pubrec | p.Pubrel | p.Pubcomp
 _ACKS: Final[Mapping[PacketType, type[Ack]]] = {
@@ -67,7 +67,7 @@ def _read_publish(first: int, body: bytes, version: Version, sender: Side) -> p.
             rest += 1
         else:
             properties, rest = _read_publish_properties(body, rest, sender)
-    topic = decode_text(body[2:topic_end])
+    topic = decode_name(body[2:topic_end])
     if not topic or "+" in topic or "#" in topic:
         check_publish_topic(topic, properties, version)
     return p.Publish(
@@ -147,7 +147,7 @@ def _read_subscribe(_first: int, body: bytes, version: Version, _sender: Side) -
 
 
 def _read_subscription(cursor: Cursor, version: Version) -> p.Subscription:
-    topic_filter, options = cursor.text(), cursor.byte()
+    topic_filter, options = cursor.name(), cursor.byte()
     if options & (0xC0 if version is Version.V5 else 0xFC):
         raise CodecError(Rule.OPTIONS_RESERVED, f"0x{options:02X}")
     subscription = p.Subscription(
@@ -183,7 +183,7 @@ def _read_unsubscribe(_first: int, body: bytes, version: Version, _sender: Side)
     properties = _properties(cursor, PacketType.UNSUBSCRIBE, version)
     topic_filters = []
     while not cursor.at_end:
-        topic_filters.append(cursor.text())
+        topic_filters.append(cursor.name())
         check_topic_filter(topic_filters[-1])
     if not topic_filters:
         raise CodecError(Rule.UNSUBSCRIBE_EMPTY)

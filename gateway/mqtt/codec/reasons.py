@@ -97,7 +97,7 @@ def _codes(*values: int) -> Codes:
     return {value: ReasonCode(value) for value in values}
 
 
-_PUBLISH_FAILURES: Final = (0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99)
+_PUBLISH: Final = _codes(0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99)
 _RELEASE: Final = _codes(0x00, 0x92)
 _CONNACK: Final = _codes(
     0x00, *range(0x80, 0x8B), 0x8C, 0x90, 0x95, 0x97, 0x99, 0x9A, 0x9B, 0x9C, 0x9D, 0x9F
@@ -108,8 +108,8 @@ _DISCONNECT_BOTH: Final = (*range(0x80, 0x84), 0x90, *range(0x93, 0x9A))
 
 REASON_CODES: Final[Mapping[PacketType, Mapping[Side, Codes]]] = {
     PacketType.CONNACK: {"server": _CONNACK},
-    PacketType.PUBACK: {"client": _codes(0x00, *_PUBLISH_FAILURES), "server": _codes(0x00, 0x10, *_PUBLISH_FAILURES)},
-    PacketType.PUBREC: {"client": _codes(0x00, *_PUBLISH_FAILURES), "server": _codes(0x00, 0x10, *_PUBLISH_FAILURES)},
+    PacketType.PUBACK: {"client": _PUBLISH, "server": _PUBLISH},  # 0x10 from a client makes no sense, and no harm
+    PacketType.PUBREC: {"client": _PUBLISH, "server": _PUBLISH},
     PacketType.PUBREL: {"client": _RELEASE, "server": _RELEASE},
     PacketType.PUBCOMP: {"client": _RELEASE, "server": _RELEASE},
     PacketType.SUBACK: {"server": _SUBACK},

@@ -7,6 +7,7 @@ nothing of packets.
 from __future__ import annotations
 
 from typing import Final
+from unicodedata import category
 
 from gateway.mqtt.codec.faults import CodecError, Rule
 
@@ -40,6 +41,24 @@ def decode_text(data: bytes) -> str:
         raise CodecError(Rule.UTF8_ILL_FORMED, f"at byte {exc.start}") from None
     if "\0" in text:
         raise CodecError(Rule.UTF8_NUL)
+    return text
+
+
+def decode_name(data: bytes) -> str:
+    """Read a string that names something: a client, a user, topics.
+
+    Raises:
+        CodecError: As `decode_text`, and `CONTROL_CHARACTER`.
+    """
+    return _check_name(decode_text(data))
+
+
+def _check_name(text: str) -> str:
+    """Give back a name without control characters: they may be refused (1.5.4), and would reach logs and terminals."""
+    if not text.isprintable():  # nearly all are, and this is the faster look
+        for character in text:
+            if category(character) == "Cc":
+                raise CodecError(Rule.CONTROL_CHARACTER, f"U+{ord(character):04X}")
     return text
 
 
@@ -100,6 +119,10 @@ class Cursor:
     def text(self) -> str:
         """A UTF-8 string (1.5.4)."""
         return decode_text(self.binary())
+
+    def name(self) -> str:
+        """A UTF-8 string that names something."""
+        return decode_name(self.binary())
 
     def pair(self) -> tuple[str, str]:
         """A pair of strings (1.5.7)."""
@@ -177,6 +200,13 @@ def put_text(value: str) -> bytes:
         return put_binary(value.encode())
     except UnicodeEncodeError:
         raise CodecError(Rule.UTF8_ILL_FORMED, "a surrogate") from None
+
+
+def put_name(value: str) -> bytes:
+    """Write a UTF-8 string that names something."""
+    data = put_text(value)
+    _check_name(value)
+    return data
 
 
 def put_pair(value: tuple[str, str]) -> bytes:

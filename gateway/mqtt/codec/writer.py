@@ -17,7 +17,7 @@ from gateway.mqtt.codec.headers import first_byte, publish_first_byte
 from gateway.mqtt.codec.properties import EMPTY, Properties, write_properties
 from gateway.mqtt.codec.reasons import REASON_CODES, RETURN_CODES_311, PacketType, ReasonCode, Version
 from gateway.mqtt.codec.topics import check_topic_filter
-from gateway.mqtt.codec.wire import check_packet_id, put_text, put_two_bytes, put_varint
+from gateway.mqtt.codec.wire import check_packet_id, put_name, put_two_bytes, put_varint
 
 _NOT_AUTHORIZED_311: Final = 5  # a refusal that 3.1.1 cannot name
 
@@ -58,7 +58,7 @@ def _properties(properties: Properties, kind: PacketType, version: Version) -> b
 
 def _publish(packet: p.Publish, version: Version) -> bytes:
     check_publish(packet, version)
-    head = put_text(packet.topic)
+    head = put_name(packet.topic)
     if packet.qos:
         head += put_two_bytes(check_packet_id(packet.packet_id))
     return head + _properties(packet.properties, PacketType.PUBLISH, version) + packet.payload
@@ -115,7 +115,7 @@ def _subscription(subscription: p.Subscription, version: Version) -> bytes:
     if version is Version.V5:
         options |= subscription.no_local << 2 | subscription.retain_as_published << 3
         options |= subscription.retain_handling << 4
-    return put_text(subscription.topic_filter) + options.to_bytes()
+    return put_name(subscription.topic_filter) + options.to_bytes()
 
 
 def _suback(packet: p.Suback, version: Version) -> bytes:
@@ -139,7 +139,7 @@ def _unsubscribe(packet: p.Unsubscribe, version: Version) -> bytes:
         check_topic_filter(topic_filter)
     head = put_two_bytes(check_packet_id(packet.packet_id))
     head += _properties(packet.properties, PacketType.UNSUBSCRIBE, version)
-    return head + b"".join(map(put_text, packet.topic_filters))
+    return head + b"".join(map(put_name, packet.topic_filters))
 
 
 def _unsuback(packet: p.Unsuback, version: Version) -> bytes:

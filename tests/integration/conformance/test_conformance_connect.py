@@ -65,7 +65,7 @@ def test_first_packet_is_connect(gateway, version, first):
     ("protocol", "level", "answer"),
     [
         ("MQTT", 3, 0x01),
-        ("MQTT", 6, 0x84),
+        ("MQTT", 6, 0x01),
         ("MQTT", 0, 0x01),
         ("MQIsdp", 3, None),
         ("mqtt", 4, None),
@@ -73,7 +73,7 @@ def test_first_packet_is_connect(gateway, version, first):
     ],
 )
 def test_protocol_name_and_level(gateway, name, protocol, level, answer):
-    """Another level is refused in the words of the nearest version; another name is closed, or refused likewise."""
+    """Another level is refused in the words of 3.1.1, as other servers do; another name is closed, or refused likewise."""
     wire = gateway.wire(V311)
     wire.send(connect_bytes(V5 if level > 4 else V311, text(name), protocol=protocol, level=level))
     data = b""
@@ -102,6 +102,11 @@ BAD_CONNECTS = {
     "client identifier ill-formed": lambda v: connect_bytes(v, text(b"c\xc0\xaf")),
     "client identifier with a surrogate": lambda v: connect_bytes(v, text(b"c\xed\xa0\x80")),
     "client identifier with NUL": lambda v: connect_bytes(v, text(b"c\0")),
+    "client identifier with a control character": lambda v: connect_bytes(v, text(b"c\n")),
+    "user name with a control character": lambda v: connect_bytes(v, text("c"), text("u\x9f"), flags=0x82),
+    "will topic with a control character": lambda v: connect_bytes(
+        v, text("c"), *_properties(v), text("t\x1f"), text("m"), flags=0x06
+    ),
     "will topic ill-formed": lambda v: connect_bytes(
         v, text("c"), *_properties(v), text(b"\xff"), text("m"), flags=0x06
     ),

@@ -4,6 +4,7 @@ import pytest
 from mqtt_wire import varint
 
 from gateway.mqtt.codec import (
+    EMPTY,
     Properties,
     Puback,
     Pubcomp,
@@ -57,6 +58,23 @@ def test_receive_maximum_and_qos_0(gateway, name):
     found = wire.payloads()
     assert [payload for payload in found if payload != b"zero"] == [b"0", b"1", b"2"]
     assert b"zero" in found
+
+
+@pytest.mark.parametrize("version", list(Version))
+def test_large_queue_is_sent_whole(gateway, name, version):
+    """Far more than is written at once goes to a client that reads and says nothing: nothing has to wake the server."""
+    lasting = {
+        "clean_start": False,
+        "properties": Properties(session_expiry_interval=60) if version is Version.V5 else EMPTY,
+    }
+    wire, other = gateway.client(name, version, **lasting), gateway.client(f"{name}o")
+    wire.subscribe(name, qos=1)
+    wire.disconnect()
+    payloads = [b"%30000d" % n for n in range(100)]
+    for payload in payloads:
+        other.publish(name, payload, qos=1)
+    wire = gateway.client(name, version, **lasting)
+    assert [wire.take(Publish).payload for _ in payloads] == payloads
 
 
 def test_receive_maximum_holds_after_reconnect(gateway, name):

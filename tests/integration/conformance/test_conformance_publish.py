@@ -4,6 +4,7 @@ import pytest
 from mqtt_wire import packet
 
 from gateway.mqtt.codec import (
+    EMPTY,
     Disconnect,
     Pingresp,
     Properties,
@@ -125,6 +126,19 @@ def test_unknown_identifiers(gateway, name, version):
     assert answer.packet_id == 8
     assert version is V311 or answer.reason_code == ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
     wire.ping()
+
+
+def test_unknown_identifiers_of_a_resumed_session(gateway, name):
+    """Who lost PUBCOMP sends PUBREL again after the reconnect, and is told no error: its message was delivered."""
+    lasting = {"clean_start": False, "properties": Properties(session_expiry_interval=60)}
+    wire = gateway.client(name, **lasting)
+    wire.publish(name, qos=2, packet_id=7)
+    wire.drop()
+    wire = gateway.client(name, **lasting)
+    wire.send(Pubrel(packet_id=7))
+    assert wire.read() == Pubcomp(packet_id=7)
+    wire.send(Pubrec(packet_id=8))
+    assert wire.read() == Pubrel(packet_id=8)
 
 
 @BOTH
@@ -265,6 +279,41 @@ def test_reason_codes_of_acknowledgements(gateway, name, qos):
     wire.subscribe(name)
     assert wire.publish(name, qos=qos, packet_id=7).reason_code == ReasonCode.SUCCESS
     assert wire.payloads() == [b"x"]
+
+
+def test_no_matching_subscribers(gateway, name):
+    """0x10 is PUBACK's when no subscription matches, even one that is not to get the message; PUBREC never says it."""
+    wire = gateway.client(name)
+    assert wire.publish(name, qos=1).reason_code == ReasonCode.NO_MATCHING_SUBSCRIBERS
+    wire.send(Publish(topic=name, payload=b"", qos=2, packet_id=99))
+    assert wire.read() == Pubrec(packet_id=99)
+    wire.subscribe(name, no_local=True)
+    assert wire.publish(name, qos=1).reason_code == ReasonCode.SUCCESS
+    assert wire.received() == []
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_no_matching_subscribers_from_a_client(gateway, name, qos):
+    """0x10 from a client is one of the codes of its acknowledgement: the delivery is over, the connection is not."""
+    wire = gateway.client(name)
+    wire.subscribe(name, qos=qos)
+    wire.publish(name, qos=qos)
+    kind = Puback if qos == 1 else Pubrec
+    wire.send(kind(packet_id=wire.take(Publish).packet_id, reason_code=ReasonCode.NO_MATCHING_SUBSCRIBERS))
+    assert qos == 1 or wire.take(Pubrel)
+    wire.ping()
+
+
+@BOTH
+@pytest.mark.parametrize("granted", [1, 2])
+@pytest.mark.parametrize("clean_start", [True, False])
+def test_own_message_comes_behind_its_pubrec(gateway, name, version, granted, clean_start):
+    """A client that gets what it publishes at QoS 2 is answered first, as by other servers, in a lasting session too."""
+    properties = Properties(session_expiry_interval=60) if version is Version.V5 and not clean_start else EMPTY
+    wire = gateway.client(name, version, clean_start=clean_start, properties=properties)
+    wire.subscribe(name, qos=granted)
+    wire.send(Publish(topic=name, payload=b"", qos=2, packet_id=7))
+    assert [type(wire.read()), type(wire.read())] == [Pubrec, Publish]
 
 
 @pytest.mark.parametrize("qos", [1, 2])
