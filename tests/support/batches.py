@@ -6,6 +6,7 @@ import msgspec
 
 from edge_protocol.events import decode_stored, deflate
 from gateway.ports.bus import Batch, Position, Span
+from gateway.rules.framed import Frame, pack
 
 NOW_MS = 1_700_000_000_000
 
@@ -38,6 +39,20 @@ def plain_batch(*ids, source="/devices/d", own_ids=True, received_ms=NOW_MS, typ
         types=(type_,),
         body=body_of(ids, type_, pad),
         ids=tuple(ids) if own_ids else (),
+    )
+
+
+def framed_batch(*data, tag=0, source="/devices/d", type_="reading", received_ms=NOW_MS):
+    """Events that differ in data (bytes of JSON) and in the last two digits of their ids, as a run is stored."""
+    start = f'{{"specversion":"1.0","id":"01936c5c-0000-7000-8000-{tag:010x}'.encode()
+    middle = f'","source":"{source}","type":"{type_}","data":'.encode()
+    return Batch(
+        source=source,
+        received_ms=received_ms,
+        count=len(data),
+        types=(type_,),
+        body=pack(Frame(start, middle, b"}"), data),
+        encoding="framed",
     )
 
 

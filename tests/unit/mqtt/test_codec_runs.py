@@ -83,7 +83,7 @@ def bursts(draw: st.DrawFn, version: Version) -> list[Packet]:
         sizes = draw(
             st.lists(st.integers(0, 5) | st.integers(95, 135) | st.sampled_from(LARGE), min_size=1, max_size=3)
         )
-        for n in range(draw(st.integers(1, 12))):
+        for n in range(draw(st.integers(1, 12) | st.integers(30, 40))):
             payload = bytes([n]) * sizes[n % len(sizes)]
             packets.append(replace(base, packet_id=draw(ms.packet_ids) if base.qos else 0, payload=payload))
         if draw(st.booleans()):
@@ -184,6 +184,24 @@ def test_a_run_has_a_bound(sizes: tuple[int, ...], excess: int) -> None:
     found, (run,) = read(Decoder(version=Version.V5), wire_of(packets, Version.V5), most=10_000)
     assert found == packets
     assert len(run.payloads) == min(MAX_PUBLISHES + excess, MAX_PUBLISHES)
+
+
+@pytest.mark.parametrize("equal", [2, 3, 4, 5, 6, 31, 32, 33, 34, 126, 127])
+@pytest.mark.parametrize(
+    "other", [{"payload": b"longer"}, {"payload": b""}, {"topic": "a/c"}, {"qos": 2}, {"packet_id": 9}]
+)
+@pytest.mark.parametrize("missing", [0, 1, 4])
+def test_any_number_of_one_size_may_come_first(equal: int, other: dict[str, object], missing: int) -> None:
+    """However many are of one size before another comes, and however much of the last is here, none is lost or taken."""
+    packets = alike(equal + 5, 3)
+    packets[equal] = replace(packets[equal], **other)
+    wire = wire_of(packets, Version.V311)
+    decoder = Decoder(version=Version.V311)
+    found, runs = read(decoder, wire[: len(wire) - missing])
+    assert found == packets[: len(packets) - bool(missing)]
+    is_alike = not {"topic", "qos"} & other.keys()
+    assert len(runs[0].payloads if runs else [0]) == (min(len(found), MAX_PUBLISHES) if is_alike else equal)
+    assert read(decoder, wire[len(wire) - missing :])[0] == packets[len(found) :]
 
 
 @pytest.mark.parametrize("most", [-1, 0, 1])
