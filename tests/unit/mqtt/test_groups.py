@@ -276,3 +276,15 @@ async def test_closed():
     task = await bench.start(event())
     await bench.sharing.aclose()
     assert await task == Down("nobody is connected")
+
+
+async def test_room_of_events_that_are_never_asked_for_again():
+    """An event that ended while dispatch had moved elsewhere takes no room from those that come."""
+    session = Session()
+    bench = Bench(session)
+    for n in range(4):
+        task = await bench.start(Event(id=f"e{n}", source="/devices/d", type="t", payload=b"x" * 600_000))
+        assert len(session.has) == 1, n
+        task.cancel()
+        await settle()
+        session.say(Fate.TAKEN)
