@@ -31,6 +31,7 @@ RETRY_AFTER_S: Final = 60
 _FORMAT: Final = 1
 _PAGE: Final = 256
 _PRUNE_S: Final = 1.0
+_FREE_LEVELS: Final = 8  # of a topic; they are shared with other topics, as a rule
 
 Owner = tuple[Principal, str]
 """Who published a message, and under which client id (for No Local)."""
@@ -215,7 +216,8 @@ def _anonymous(message: Message) -> Message:
 
 
 def _least_bytes(message: Message) -> int:
-    """What a message is counted as: what it carries, and 256 bytes for what it costs besides."""
+    """What a message is counted as: what it carries, and 256 bytes for what it costs besides, as does each level of a long topic."""
     pairs = sum(len(name) + len(value) for name, value in message.properties.user_properties)
     correlation = message.properties.correlation_data or b""
-    return len(message.topic.encode()) + len(message.payload) + pairs + len(correlation) + 256
+    overhead = 256 * (1 + max(0, message.topic.count("/") + 1 - _FREE_LEVELS))
+    return len(message.topic.encode()) + len(message.payload) + pairs + len(correlation) + overhead
