@@ -148,6 +148,7 @@ class LimitSettings(_Section, frozen=True, kw_only=True):
     """`[limits]`: every limit of the wire protocol."""
 
     connections: Count = 10_000
+    connects_per_s: Annotated[float, Meta(gt=0)] = 2000
     inflight_bytes: Size = Size(64 << 20)
     event_bytes: Size = Size(256 << 10)
     envelope_bytes: Size = Size(1 << 20)
@@ -159,7 +160,9 @@ class LimitSettings(_Section, frozen=True, kw_only=True):
     keep_alive: Annotated[int, Meta(ge=5, le=65535)] = 1200
     queue_messages: Count = 1000
     queue_bytes: Size = Size(4 << 20)
+    queues_bytes: Size = Size(256 << 20)
     sessions: Count = 1000
+    session_expiry: Duration = Duration(365 * 86400)
     session_expiry_311: Duration = Duration(7 * 86400)
     retained_messages: Count = 10_000
     retained_bytes: Size = Size(64 << 20)

@@ -81,6 +81,7 @@ def server_settings(settings: Settings) -> ServerSettings:
         strict_311=settings.strict_311,
         limits=ServerLimits(
             connections=limits.connections,
+            connects_per_s=limits.connects_per_s,
             inflight_bytes=limits.inflight_bytes,
             packet_bytes=limits.envelope_bytes + _PACKET_MARGIN_BYTES,
             receive_maximum=limits.receive_maximum,
@@ -88,7 +89,9 @@ def server_settings(settings: Settings) -> ServerSettings:
             connect_s=limits.connect_timeout,
             queue_messages=limits.queue_messages,
             queue_bytes=limits.queue_bytes,
+            queues_bytes=limits.queues_bytes,
             sessions=limits.sessions,
+            session_expiry_s=int(limits.session_expiry),
             session_expiry_311_s=int(limits.session_expiry_311),
             retained_messages=limits.retained_messages,
             retained_bytes=limits.retained_bytes,

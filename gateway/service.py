@@ -32,11 +32,12 @@ from gateway.addresses import public_addresses
 from gateway.config import HandlerSettings as HandlerTable
 from gateway.config import Settings, listen_url
 from gateway.cursors import BusCursors
-from gateway.devices.authenticator import AuthSettings, GatewayAuthenticator, own_issuer
+from gateway.devices.authenticator import ISSUER_PREFIX, AuthSettings, GatewayAuthenticator, own_issuer
 from gateway.devices.enrolment import Enrolment
 from gateway.devices.identity import GatewayIdentity, load_identity
 from gateway.devices.labels import Labels
 from gateway.devices.registry import Registry
+from gateway.devices.revoked_tokens import RevokedTokens
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import ConfigError, SubscriptionDiffers, Unavailable
 from gateway.ingest.pipeline import Pipeline
@@ -151,6 +152,7 @@ class Core:
             enrolment=self.enrolment(live.addresses()[0]),
             identity=self.identity,
             policy=self.policy,
+            revoked=RevokedTokens(self.storage.state, time.time),
             live=live,
             clock=time.time,
         )
@@ -188,7 +190,7 @@ class Gateway:
                 replay_protection=settings.auth.replay_protection,
                 anonymous_role=settings.auth.anonymous_role,
             ),
-            issuers=[own_issuer(settings.audience, core.identity.operator.public)],
+            issuers=[own_issuer(settings.audience, lambda: core.identity.operator.public)],
         )
         self._pipeline = Pipeline(
             self.storage.bus,
@@ -210,6 +212,7 @@ class Gateway:
             announce=self._announce,
         )
         self._authenticator.on_revoked = self._revoke
+        self._authenticator.revoked.on_revoked = self._mqtt.disconnect_token
         self.telemetry = Telemetry(
             self.storage.bus,
             self.storage.subscriptions,
@@ -249,16 +252,18 @@ class Gateway:
         log.info("gateway_stopped")
 
     async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event, started: asyncio.Event) -> None:
+        await self._authenticator.revoked.load()
         self._background += [
             tasks.create_task(self.core.registry.run(), name="registry"),
+            tasks.create_task(self._authenticator.revoked.run(), name="revoked-tokens"),
             tasks.create_task(self._keep_house(), name="housekeeping"),
-            tasks.create_task(self._prune(), name="prune"),
             tasks.create_task(show_events(self.storage.bus, self._mqtt.router), name="live-tail"),
             self._cursors.start(tasks),
         ]
         async with AsyncExitStack() as doors:
             await self._start_dispatch(tasks, doors)
             await self._open_doors(doors)
+            self._background.append(tasks.create_task(self._prune(), name="prune"))  # sessions have been looked through
             started.set()
             await stop.wait()
             self._is_open = False
@@ -365,7 +370,7 @@ class Gateway:
             await self.telemetry.refresh()
 
     async def _prune(self) -> None:
-        """Forget token ids, enrolment codes and retired envelope keys that have expired."""
+        """Forget ids of used and revoked tokens, enrolment codes and retired envelope keys that have expired."""
         enrolment = self.core.enrolment(())
         while True:
             try:
@@ -454,6 +459,15 @@ class Gateway:
         """Let a handler look at its deferred entries now."""
         if name in self._dispatchers:
             self._dispatchers[name].wake()
+
+    async def revoke_all_tokens(self) -> int:
+        """Replace the operator key, and cut off everybody that it vouched for."""
+        await asyncio.to_thread(self.core.identity.replace_operator_key)
+        return self._mqtt.disconnect_issuer(ISSUER_PREFIX + self.settings.audience, "all tokens revoked")
+
+    async def remove_cursor(self, name: str, *, dry_run: bool) -> Sequence[str]:
+        """Remove a durable MQTT subscription and end the sessions that hold it."""
+        return await self._mqtt.remove_cursor(name, dry_run=dry_run)
 
     def is_connected(self, device: str) -> bool | None:
         """Whether a device is connected."""

@@ -15,11 +15,6 @@ from gateway.config import load
 app = group("Tokens for operators and services.")
 
 
-@app.callback()
-def _noun() -> None:
-    """Stay a group: more verbs belong here."""
-
-
 @app.command(
     epilog=example(
         "gateway token create --role operator --ttl 8h",
@@ -42,3 +37,22 @@ def create(
         return
     print(made["token"])
     print(f"for {made['sub']}, until {made['expires_at']}", file=sys.stderr)
+
+
+@app.command(epilog=example('gateway token revoke "$(cat token)"', "gateway token revoke --all"))
+def revoke(
+    id: Annotated[str | None, typer.Argument(metavar="ID", help="The token's id (jti), or the token.")] = None,  # noqa: A002  # the interface's word
+    *,
+    all_: Annotated[bool, typer.Option("--all", help="All tokens that were ever created.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    json: JsonOption = False,
+) -> None:
+    """Accept a token no more, and cut off whom it let in.
+
+    Their sessions end, with queues, subscriptions and wills.
+    """
+    if (id is None) != all_:
+        raise typer.BadParameter("expected an ID, or --all", param_hint="ID")
+    operation, arguments = ("token_revoke_all", {}) if id is None else ("token_revoke", {"id": id})
+    answer = client.run(load(config), operation, **arguments)
+    print_json(answer) if json else print("all tokens revoked" if id is None else f"{answer['id']} revoked")

@@ -30,6 +30,7 @@ from gateway.devices.records import DeviceDocument, DeviceRecord
 from gateway.devices.registry import Registry
 from gateway.devices.replay import ReplayGuard
 from gateway.devices.revocation import ends_sooner, revoked_by
+from gateway.devices.revoked_tokens import RevokedTokens
 from gateway.ports.identity import Credentials, Grant, Principal, PrincipalKind
 from gateway.ports.state import StateStore
 from gateway.rules.policy import NOTHING, Permissions, Policy
@@ -80,9 +81,9 @@ class Issuer:
     require_jti: bool = False
 
 
-def own_issuer(audience: str, key: VerifyKey) -> Issuer:
-    """The gateway as an issuer (`gateway token create`): its operator key, not the one that devices have pinned."""
-    return Issuer(name=ISSUER_PREFIX + audience, keys=lambda: (key,), require_jti=True)
+def own_issuer(audience: str, key: Callable[[], VerifyKey]) -> Issuer:
+    """The gateway as an issuer (`gateway token create`): its operator key of now, not the one that devices have pinned."""
+    return Issuer(name=ISSUER_PREFIX + audience, keys=lambda: (key(),), require_jti=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class GatewayAuthenticator:
 
     Attributes:
         on_revoked: Called with a principal and the reason, within a second of the change; set by the service.
+        revoked: Tokens that are accepted no more; loaded, run and listened to by the service.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class GatewayAuthenticator:
         self._registry, self._policy, self._settings, self._clock = registry, policy, settings, clock
         self._issuers: Mapping[str, Issuer] = {issuer.name: issuer for issuer in issuers}
         self._replays = ReplayGuard(state, clock)
+        self.revoked = RevokedTokens(state, clock)
         self._verified: OrderedDict[bytes, tuple[Claims, str]] = OrderedDict()
         self._proved_by: OrderedDict[str, str] = OrderedDict()
         self.on_revoked: OnRevoked = _nobody
@@ -144,25 +147,29 @@ class GatewayAuthenticator:
             log.warning("renewal_refused", principal=str(principal), rule=_cause(exc), detail=exc.detail)
             raise TokenRejected(exc.rule, exc.detail) from None
 
-    async def is_known(self, principal: Principal) -> bool:
+    async def is_known(self, principal: Principal, epoch: int) -> bool:
         """Whether a principal may still connect (see `Authenticator.is_known`)."""
         if principal.device is None:
             return True
         record = await self._registry.find(principal.device)
-        return record is not None and record.document.enabled
+        return record is not None and record.document.enabled and record.document.epoch == epoch
+
+    def is_revoked(self, principal: Principal, jti: str) -> bool:
+        """Whether a token was revoked (see `Authenticator.is_revoked`)."""
+        return principal.kind is PrincipalKind.CLIENT and self.revoked.holds(principal.issuer, jti)
 
     async def permissions_of(self, principal: Principal, roles: Sequence[str], epoch: int) -> Permissions:
         """What a principal that is not connected may do now (see `Authenticator.permissions_of`)."""
         if principal.device is None:
             return self._policy.permissions(roles, device=None)
         record = await self._registry.find(principal.device)
-        if record is None or not record.document.enabled or record.document.epoch != epoch:
+        if record is None or not await self.is_known(principal, epoch):
             return NOTHING
         return self._policy.permissions([record.document.role], device=principal.device)
 
     async def prune(self) -> int:
-        """Forget used token ids that could not be used again anyway; tells how many. Once an hour is enough."""
-        return await self._replays.prune()
+        """Forget used and revoked tokens that could not be used any more; tells how many. Once an hour is enough."""
+        return await self._replays.prune() + await self.revoked.prune()
 
     async def _authenticate(self, credentials: Credentials) -> Grant:
         if credentials.token is None:
@@ -208,6 +215,8 @@ class GatewayAuthenticator:
             raise _Refused("unknown-issuer")
         require_jti = issuer.require_jti or self._settings.replay_protection
         claims, _ = self._verify(token, issuer.keys(), require_jti=require_jti)
+        if claims.jti is not None and self.revoked.holds(name, claims.jti):
+            raise _Refused("token-revoked")
         if not 1 <= len(claims.sub) <= _MAX_SUBJECT or not claims.sub.isprintable():
             raise TokenRejected("bad-subject", f"sub: expected 1 to {_MAX_SUBJECT} printable characters")
         known = {role for role, is_for_devices in self._policy.roles.items() if not is_for_devices}

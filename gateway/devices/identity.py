@@ -111,6 +111,12 @@ class GatewayIdentity:
         write_private(self.directory / _KEY_SET, msgspec.json.encode(new))
         return jws
 
+    def replace_operator_key(self) -> None:
+        """Make a new operator key; durable on return. What the old one has signed proves nothing any more."""
+        key = new_signing_key()
+        write_private(self.directory / _OPERATOR, key.pem())
+        self.operator = key
+
     def rotate_envelope_keys(self, *, now_s: float) -> None:
         """Make a new envelope key for each suite in use, retire the old ones; durable on return.
 

@@ -117,6 +117,7 @@ class Registry:
             keys=(entry,),
             labels=dict(labels or {}),
         )
+        await self._state.delete(_state_key(name))  # of an earlier registration, if its removal was cut short
         try:
             revision = await self._state.put(PREFIX + name, encode(document), expect=ABSENT)
         except RevisionDiffers as exc:

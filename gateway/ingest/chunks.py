@@ -14,22 +14,26 @@ CHUNK_BYTES: Final = 256 * 1024
 
 
 class Slot:
-    """The place of one publish in the order of arrival.
+    """The place of one publish, or of a run of them, in the order of arrival.
 
     Attributes:
-        arrival: What came.
+        arrival: What came (of a run, the first).
         settle: Whom to tell how it ended.
         needs_pool: Whether it is opened in the pool.
         opening: What it held, once opened; None also where the pool gave it back.
+        publishes: How many it stands for: more than one for a run.
+        size_bytes: Of their payloads.
     """
 
-    __slots__ = ("arrival", "needs_pool", "opening", "settle")
+    __slots__ = ("arrival", "needs_pool", "opening", "publishes", "settle", "size_bytes")
 
     def __init__(self, arrival: Arrival, settle: Callable[[Receipt], None], *, needs_pool: bool) -> None:
         self.arrival = arrival
         self.settle = settle
         self.needs_pool = needs_pool
         self.opening: Opening | None = None
+        self.publishes = 1
+        self.size_bytes = len(arrival.payload)
 
 
 class Chunk:
@@ -53,7 +57,7 @@ class Chunk:
     def add(self, slot: Slot) -> None:
         """Take one more publish in."""
         self.slots.append(slot)
-        self.size_bytes += len(slot.arrival.payload)
+        self.size_bytes += slot.size_bytes
         self.needs_pool |= slot.needs_pool
 
     @property

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from edge_protocol.envelope import AgeLimits, open_envelope
 from edge_protocol.envelope_keys import OpenKey, Suite
 from edge_protocol.errors import Rejected, ResealNeeded
-from edge_protocol.ids import device_source
+from edge_protocol.ids import device_source, uuid7
 from edge_protocol.keys import VerifyKey, verify_key_from_jwk
 from edge_protocol.payload import Limits
 from gateway.ingest.openings import Opening, Refusal, Summary, summary
@@ -22,9 +22,11 @@ from gateway.ingest.plain import (
     Arrived,
     arrival_time,
     check_content_type,
+    read_run,
     read_typed,
     read_untyped,
 )
+from gateway.ports.ingest import Arrival
 
 _ENVELOPE: Final = b"\xd0"  # tag 16
 
@@ -84,6 +86,30 @@ def open_publish(terms: Terms, job: Job) -> Opening:
         return Refusal(exc.rule, exc.detail)
     except Exception as exc:  # noqa: BLE001  # strangers feed the decoders: one payload must never end the chunk
         return Refusal("cannot-open", f"opening the payload failed ({type(exc).__name__})")
+
+
+def open_run(terms: Terms, arrival: Arrival, payloads: Sequence[bytes], random: bytes) -> Summary | None:
+    """Open bare payloads of one typed topic as one batch; None if each must be opened for itself.
+
+    Args:
+        terms: What publishes are opened by.
+        arrival: Of the first.
+        payloads: Of all.
+        random: 10 random bytes.
+    """
+    if arrival.event_type is None:
+        return None
+    try:
+        return read_run(
+            payloads,
+            event_type=arrival.event_type,
+            content_type=arrival.content_type,
+            source=device_source(arrival.device),
+            limits=terms.limits,
+            arrived=Arrived(uuid7(arrival.received_ms, random), arrival_time(arrival.received_ms)),
+        )
+    except Rejected:
+        return None  # which `open_publish` will say of each
 
 
 def _sealed(terms: Terms, job: Job) -> Summary:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from edge_protocol.event import Event
 from edge_protocol.payload import Encoding
+from gateway.rules.framed import Packing
 
 
 class Summary(NamedTuple):
@@ -21,7 +22,7 @@ class Summary(NamedTuple):
     """
 
     body: bytes
-    encoding: Encoding
+    encoding: Packing
     place: tuple[str, int, int] | None
     types: tuple[str, ...]
     events: int

@@ -28,7 +28,7 @@ from edge_protocol.payload import Limits
 from gateway.errors import BusFull, BusUnavailable
 from gateway.ingest import receipts
 from gateway.ingest.chunks import Chunk, Slot, take_opened
-from gateway.ingest.opener import Job, Terms, VerifyBytes, is_envelope, open_publish
+from gateway.ingest.opener import Job, Terms, VerifyBytes, is_envelope, open_publish, open_run
 from gateway.ingest.openings import Opening
 from gateway.ingest.pool import OpenerPool, default_processes
 from gateway.ingest.stats import IngestStats
@@ -91,8 +91,7 @@ class Pipeline:
 
     def submit(self, arrival: Arrival, settle: Settle) -> None:
         """Take a publish over (see `Ingest.submit`)."""
-        if self._pool is None:
-            raise RuntimeError("the pipeline is not started, or closed")
+        pool = self._started()
         slot = Slot(arrival, settle, needs_pool=_needs_pool(arrival))
         self._unsettled += 1
         self._settled_all.clear()
@@ -101,10 +100,31 @@ class Pipeline:
             return
         self._gathering.add(slot)
         if self._gathering.is_full:
-            self._hand_over(self._pool)
+            self._hand_over(pool)
         elif not self._is_flush_due:
             self._is_flush_due = True
             asyncio.get_running_loop().call_soon(self.flush)
+
+    def submit_run(self, arrival: Arrival, payloads: Sequence[bytes], settle: Settle) -> bool:
+        """Take bare payloads over as one (see `Ingest.submit_run`): opened here, stored in one row."""
+        pool = self._started()
+        is_small = all(len(payload) <= MAX_INLINE_BYTES for payload in payloads)
+        if not is_small or arrival.lane.broken or receipts.before_opening(arrival):
+            return False
+        opening = open_run(self._terms, arrival, payloads, self._random_bytes(_RANDOM_BYTES))
+        if opening is None:
+            return False
+        if self._gathering.slots:
+            self._hand_over(pool)
+        slot = Slot(arrival, settle, needs_pool=False)
+        slot.opening, slot.publishes, slot.size_bytes = opening, len(payloads), sum(map(len, payloads))
+        self._unsettled += 1
+        self._settled_all.clear()
+        chunk = Chunk()
+        chunk.add(slot)
+        self._queue.append(chunk)
+        self._chunk_opened(chunk)
+        return True
 
     def flush(self) -> None:
         """Hand over what this loop turn gathered (see `Ingest.flush`); every turn that took something ends with it."""
@@ -129,6 +149,11 @@ class Pipeline:
         await asyncio.gather(self._appender, return_exceptions=True)
         await self._pool.aclose()
         self._pool = self._appender = None
+
+    def _started(self) -> OpenerPool:
+        if self._pool is None:
+            raise RuntimeError("the pipeline is not started, or closed")
+        return self._pool
 
     def _hand_over(self, pool: OpenerPool) -> None:
         chunk, self._gathering = self._gathering, Chunk()
@@ -212,19 +237,19 @@ class Pipeline:
         return [receipt] * len(batches)
 
     def _count(self, slot: Slot, batch: Batch, stored: Stored) -> None:
-        self.stats.publishes += 1
+        self.stats.publishes += slot.publishes
         self.stats.events += batch.count - stored.duplicates
         self.stats.duplicates += stored.duplicates
-        self.stats.bytes += len(slot.arrival.payload)
+        self.stats.bytes += slot.size_bytes
 
     def _settle(self, slot: Slot, receipt: Receipt) -> None:
         arrival = slot.arrival
         if not receipt.is_final:
             arrival.lane.broken = arrival.lane.broken or receipt
-            self.stats.deferred[receipts.rule_of(receipt)] += 1
+            self.stats.deferred[receipts.rule_of(receipt)] += slot.publishes
         elif receipt.code != SUCCESS:
-            self.stats.refused[receipts.rule_of(receipt)] += 1
-            log.info("event_rejected", device=arrival.device, reason=receipt.reason, size_bytes=len(arrival.payload))
+            self.stats.refused[receipts.rule_of(receipt)] += slot.publishes
+            log.info("event_rejected", device=arrival.device, reason=receipt.reason, size_bytes=slot.size_bytes)
         try:
             slot.settle(receipt)
         except Exception:  # one listener's mistake must not cost the others their receipts

@@ -51,6 +51,12 @@ async def admit(connection: Connection, hub: Hub, connect: Connect) -> None:
             raise Refused(
                 ReasonCode.QUOTA_EXCEEDED, "overloaded: too many connections", retry_after_s(connect.client_id)
             )
+        if not hub.connects.take_if_there(1, hub.loop.time()):
+            raise Refused(
+                ReasonCode.CONNECTION_RATE_EXCEEDED,
+                "overloaded: too many connections a second",
+                retry_after_s(connect.client_id),
+            )
         grant = await _authenticate(connection, hub, connect)
         if connection.lifecycle.state is State.AUTHENTICATING:
             connection.prove(grant)  # from here on a revocation reaches it
@@ -136,14 +142,16 @@ async def _let_in(
         again_s = retry_after_s(client_id)
         connection.refuse(ReasonCode.SERVER_UNAVAILABLE, "session-unavailable: try again later", again_s)
         return
-    said = _announced(hub, connect, client_id, keep_alive_s, through)
+    said = _announced(connection, hub, connect, through)
     connection.welcome(Connack(session_present=is_present, properties=said))
 
 
 def _session_expiry_s(connect: Connect, hub: Hub) -> int:
-    if connect.version is Version.V5:
-        return connect.properties.session_expiry_interval or 0
-    return 0 if connect.clean_start else hub.settings.limits.session_expiry_311_s
+    limits = hub.settings.limits
+    asked_s = connect.properties.session_expiry_interval or 0
+    if connect.version is not Version.V5:
+        asked_s = 0 if connect.clean_start else limits.session_expiry_311_s
+    return min(asked_s, limits.session_expiry_s)
 
 
 async def _authenticate(connection: Connection, hub: Hub, connect: Connect) -> Grant:
@@ -235,16 +243,18 @@ async def _stored_through(hub: Hub, connect: Connect, principal: Principal) -> M
     return {stream: known.get(stream, 0) for stream in streams}
 
 
-def _announced(hub: Hub, connect: Connect, client_id: str, keep_alive_s: int, through: Mapping[str, int]) -> Properties:
+def _announced(connection: Connection, hub: Hub, connect: Connect, through: Mapping[str, int]) -> Properties:
     """What CONNACK says of this server (MQTT 5.0, section 3.2.2.3); what it leaves out has the specification's default."""
     limits, asked = hub.settings.limits, connect.properties
+    keep_alive_s, expiry_s = connection.keep_alive_s, connection.session.expiry_s
     stored = tuple(("stored-through", f"{stream} {last}") for stream, last in through.items())
     return Properties(
         receive_maximum=limits.receive_maximum,
         maximum_packet_size=limits.packet_bytes,
-        assigned_client_identifier=None if connect.client_id else client_id,
+        assigned_client_identifier=None if connect.client_id else connection.client_id,
         topic_alias_maximum=limits.topic_alias_maximum,
         server_keep_alive=keep_alive_s if keep_alive_s != connect.keep_alive_s else None,
+        session_expiry_interval=expiry_s if expiry_s != (asked.session_expiry_interval or 0) else None,
         authentication_method=asked.authentication_method,
         user_properties=(("server-time", hub.server_time()), ("receipts", "durable"), *stored),
     )

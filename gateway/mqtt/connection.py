@@ -26,6 +26,8 @@ from gateway.mqtt.codec import (
     Disconnect,
     Packet,
     Properties,
+    Publish,
+    PublishRun,
     ReasonCode,
     Version,
 )
@@ -158,6 +160,10 @@ class Connection(Channel):
             log.exception("connection_failed", client=self.client_id)
             self._fail()
 
+    def read_on(self, packet: Publish, most: int) -> PublishRun | None:
+        """Read what follows the packet just read and is like it (`Decoder.run`)."""
+        return self._decoder.run(packet, most=most)
+
     def _take(self, packet: Packet) -> None:
         kind, handle = HANDLERS.get(type(packet), (None, None))
         self.lifecycle.take(kind or Input[type(packet).__name__.upper()])
@@ -191,7 +197,7 @@ class Connection(Channel):
         assert self.grant is not None
         self.session, self.client_id, self.keep_alive_s = session, session.client_id, keep_alive_s
         self.lifecycle.may_auth = self.asked.authentication_method is not None
-        publisher = Publisher(self._hub, self.grant.principal, self.grant.permissions, session)
+        publisher = Publisher(self._hub, self.grant.principal, self.grant.permissions, session.epoch, session)
         self.inbound = Inbound(self, self._hub, publisher)
         self._hub.clients.add(self.grant.principal, self.client_id, self)
         self._hub.stats.connections += 1
@@ -227,6 +233,9 @@ class Connection(Channel):
     def adopt(self, grant: Grant) -> None:
         """Take a grant: expiry is armed, policy is evaluated again."""
         self.grant = grant
+        if self.session.jti != (grant.jti or ""):
+            self.session.jti = grant.jti or ""
+            self.session.keep_head()
         self.permit(grant.permissions)
         self._hub.wheel.schedule(self, self._due_s(self.now_s()))
 
@@ -386,6 +395,8 @@ class Connection(Channel):
         if not self.client_id:
             return  # it was never let in
         self._hub.stats.connections -= 1
+        if not self._has_begun:
+            self.session.will = None  # of a connection that was not accepted [MQTT-3.1.2-7]
         self._hub.sessions.left(self.session, self.permissions)
         if self._has_begun:
             for watcher in self._hub.watchers:

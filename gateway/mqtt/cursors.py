@@ -8,13 +8,14 @@ else is a live tail, and so is all that a device may see.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from edge_protocol.topics import TopicFilter, split_share
+from gateway.errors import Conflict
 from gateway.mqtt.sharing import Sharing
 from gateway.ports.cursors import NAME_PREFIX, SESSION_PREFIX, Cursor, Cursors
 from gateway.ports.subscriptions import SubscriptionSpec
@@ -91,6 +92,45 @@ class SessionCursors:
         mine = self._names.get(session, {})
         for filter_ in [each for each in filters or mine if each in mine]:
             self._tasks.start(self.leave(session, filter_), name="leave-cursor")
+
+    async def discard(self, name: str, *, end: Callable[[Session], object], dry_run: bool) -> list[str]:
+        """Remove a cursor by an operator's will, and end the sessions that hold it: all are away, and shall not come back.
+
+        They end as a whole: a client that does come back learns by Session Present that it has to subscribe again.
+
+        Args:
+            name: Of the subscription; one that nobody holds is removed too.
+            end: Ends a session.
+            dry_run: Only tell what would be done.
+
+        Returns:
+            Client ids of the sessions.
+
+        Raises:
+            Conflict: A client that holds it is connected.
+            BusUnavailable: The sessions have ended, the cursor is still there: repeat.
+        """
+        async with self._lock:
+            holders = [session for session, mine in self._names.items() if name in mine.values()]
+            there = [session.client_id for session in holders if session.left_at_s is None]
+            if there:
+                raise Conflict(
+                    f"handler {name!r}: {there[0]!r} is connected and has it; it can unsubscribe, or be revoked"
+                )
+            if not dry_run:
+                await self._discard(name, holders, end)
+        return [session.client_id for session in holders]
+
+    async def _discard(self, name: str, holders: Iterable[Session], end: Callable[[Session], object]) -> None:
+        assert self._cursors is not None
+        filters = [
+            (session, filter_) for session in holders for filter_, mine in self._names[session].items() if mine == name
+        ]
+        for session in holders:
+            end(session)  # before anything is waited for: none of them can connect in between
+        for session, filter_ in filters:
+            await self._leave(session, filter_)
+        await self._cursors.remove(name)
 
     async def restore(self, sessions: Iterable[Session], router: Router) -> None:
         """After a start: open what the sessions that lived on had.

@@ -75,7 +75,7 @@ def _pingreq(connection: Connection, _hub: Hub, _packet: Pingreq) -> None:
     connection.send(Pingresp())
 
 
-def _disconnect(connection: Connection, _hub: Hub, packet: Disconnect) -> None:
+def _disconnect(connection: Connection, hub: Hub, packet: Disconnect) -> None:
     expiry_s = packet.properties.session_expiry_interval
     if expiry_s and not connection.asked.session_expiry_interval:
         said = Properties(reason_string="session expiry: CONNECT named none (section 3.14.2.2.2)")
@@ -84,7 +84,7 @@ def _disconnect(connection: Connection, _hub: Hub, packet: Disconnect) -> None:
         if packet.reason_code == ReasonCode.NORMAL_DISCONNECTION:
             connection.session.will = None  # [MQTT-3.14.4-3]
         if expiry_s is not None:
-            connection.session.live_for(expiry_s)
+            connection.session.live_for(min(expiry_s, hub.settings.limits.session_expiry_s))
     log.info("disconnected", client=connection.client_id, reason="by client", code=f"0x{packet.reason_code:02X}")
     connection.hang_up("by client")
 

@@ -20,6 +20,7 @@ from gateway.mqtt.stats import MqttStats
 from gateway.mqtt.turns import Tasks, Turn, Wheel
 from gateway.ports.identity import Authenticator, Principal
 from gateway.ports.ingest import Ingest
+from gateway.rules.rate import TokenBucket
 
 if TYPE_CHECKING:
     from gateway.mqtt.connection import Connection
@@ -83,6 +84,7 @@ class Hub:
 
     Attributes:
         clock: Unix time in seconds.
+        connects: CONNECTs that are looked into; beyond, they are refused before that costs anything.
         stored_through: For the streams that a CONNECT names.
         journal: Writes what durable sessions change.
         retained: Retained messages of clients.
@@ -104,6 +106,7 @@ class Hub:
     turn: Turn
     wheel: Wheel
     budget: InflightBudget
+    connects: TokenBucket
     stats: MqttStats
     journal: Journal
     retained: Retained

@@ -2,7 +2,8 @@
 
 Owns the order: one write is under way at a time, all that changes meanwhile is the next one, and `then` calls back after
 the write that holds everything changed before it. So the disk always shows the end of some turn: no acknowledgement
-precedes what it stands for, and no two sessions disagree. It does not know what the values mean.
+precedes what it stands for, and no two sessions disagree. What could not be written stays, and is tried again until it
+is. It does not know what the values mean.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Journal:
 
     Attributes:
         count: Changes so far: who compares two readings knows whether anything durable happened in between.
+        is_failing: Whether the last write failed: what begins now had better be refused.
     """
 
     def __init__(self, store: StateStore, tasks: Tasks) -> None:
@@ -40,6 +42,7 @@ class Journal:
         self._waiting: list[Then] = []
         self._is_running = False
         self.count = 0
+        self.is_failing = False
 
     def put(self, key: str, value: bytes | None) -> None:
         """Have a key written, or removed (None), at the end of this turn."""
@@ -53,6 +56,10 @@ class Journal:
             self._waiting.append(call)
         else:
             call(True)
+
+    def surely(self, call: Callable[[], object]) -> None:
+        """Call back when everything changed so far is durable, however long that takes; in the order of these calls."""
+        self.then(lambda is_durable: call() if is_durable else self.surely(call))
 
     async def settled(self) -> bool:
         """Wait until everything changed so far is durable; False if it could not be written."""
@@ -81,6 +88,7 @@ class Journal:
         changes, self._changes = self._changes, {}
         waiting, self._waiting = self._waiting, []
         is_durable = not changes or await self._write(changes)
+        self.is_failing = not is_durable
         if not is_durable:
             self._changes = changes | self._changes
         for call in waiting:
@@ -94,6 +102,9 @@ class Journal:
                 await self._store.write(changes)
         except (GatewayError, TimeoutError) as error:
             log.warning("sessions_not_written", keys=len(changes), error=type(error).__name__)
+            return False
+        except Exception:  # the worker's top: without it everybody who waits would wait for ever
+            log.exception("sessions_not_written", keys=len(changes))
             return False
         return True
 

@@ -15,6 +15,7 @@ import structlog
 
 from edge_protocol.ids import uuid7
 from edge_protocol.topics import TopicName
+from gateway.errors import Conflict
 from gateway.mqtt.accepting import Door
 from gateway.mqtt.addresses import Listener, read_listener, read_networks
 from gateway.mqtt.codec import ReasonCode
@@ -37,9 +38,11 @@ from gateway.ports.identity import Authenticator, Principal
 from gateway.ports.ingest import Ingest
 from gateway.ports.state import StateStore
 from gateway.rules.policy import Permissions
+from gateway.rules.rate import TokenBucket
 
 log = structlog.get_logger()
 
+CONNECTS_BURST_S: Final = 2.0
 _DRAIN_STEP_S: Final = 0.02
 
 
@@ -146,6 +149,39 @@ class MqttServer:
             self._hub.retained.forget(principal)
         return len(connections)
 
+    def disconnect_token(self, issuer: str, jti: str, reason: str = "token revoked") -> int:
+        """Cut off whom a token of an issuer let in; the sessions that it proved last are discarded, with their wills.
+
+        Other tokens of the same principal, and what it retained, are not touched. Tells how many connections it had.
+        """
+        if self._hub is None:
+            return 0
+        proven = [each for each in self._hub.sockets if each.grant is not None and each.grant.jti == jti]
+        found = [each for each in proven if each.grant is not None and each.grant.principal.issuer == issuer]
+        for connection in found:
+            connection.end(ReasonCode.NOT_AUTHORIZED, reason, keep_will=False)
+        self._hub.sessions.revoke_token(issuer, jti)
+        return len(found)
+
+    def disconnect_issuer(self, issuer: str, reason: str) -> int:
+        """Cut off everybody that an issuer vouches for (`disconnect`); tell how many connections that were."""
+        if self._hub is None:
+            return 0
+        here = {each.grant.principal for each in self._hub.sockets if each.grant is not None}
+        known = here | {session.principal for session in self._hub.sessions} | self._hub.retained.principals
+        return sum(self.disconnect(each, reason=reason) for each in known if each.issuer == issuer)
+
+    async def remove_cursor(self, name: str, *, dry_run: bool = False) -> list[str]:
+        """Remove a durable subscription whose clients will not come back (`SessionCursors.discard`); tell their client ids.
+
+        Raises:
+            Conflict: One of them is connected, or nothing is served now.
+            BusUnavailable: Repeat.
+        """
+        if self._hub is None:
+            raise Conflict("the gateway is starting or stopping; try again")
+        return await self._hub.cursors.discard(name, end=self._hub.sessions.end, dry_run=dry_run)
+
     def refresh(self, principal: Principal, permissions: Permissions) -> None:
         """Apply changed permissions to a principal's connections and what they subscribed to."""
         for connection in self._hub.clients.of(principal) if self._hub else ():
@@ -212,6 +248,7 @@ class MqttServer:
             turn=Turn(loop, ingest.flush),
             wheel=Wheel(loop),
             budget=InflightBudget(limits.inflight_bytes, limits.connection_inflight_bytes),
+            connects=TokenBucket(limits.connects_per_s, CONNECTS_BURST_S, loop.time()),
             stats=self.stats,
             journal=(journal := Journal(state, tasks)),
             retained=Retained(journal, limits, clock=clock, loop=loop),

@@ -61,6 +61,12 @@ class Message:
         self.expires_at_s = expires_at_s
         self.plain = plain
 
+    @property
+    def size_bytes(self) -> int:
+        """What it counts against bounds: topic, payload, and properties as long as their sender likes."""
+        size_bytes = _utf8_bytes(self.topic) + len(self.payload)
+        return size_bytes if self.properties is EMPTY else size_bytes + _properties_bytes(self.properties)
+
     def form(self, version: Version) -> tuple[bytes, Properties]:
         """Payload and properties for a subscriber that speaks a version."""
         if version is Version.V5:
@@ -83,12 +89,29 @@ class EventMessage(Message):
         self._event = event
         self._forms: dict[Version, tuple[bytes, Properties]] = {}
 
+    @property
+    def size_bytes(self) -> int:
+        """As of any message; attributes are its properties."""
+        event = self._event
+        texts = (self.topic, event.subject, event.dataschema, *event.extensions, *map(str, event.extensions.values()))
+        return len(self.payload) + sum(_utf8_bytes(text) for text in texts if text)
+
     def form(self, version: Version) -> tuple[bytes, Properties]:
         """Binary mode in 5.0, structured JSON in 3.1.1."""
         if version not in self._forms:
             binary = version is Version.V5
             self._forms[version] = _binary(self._event) if binary else (encode_event(self._event), EMPTY)
         return self._forms[version]
+
+
+def _properties_bytes(properties: Properties) -> int:
+    pairs = (text for pair in properties.user_properties for text in pair)
+    texts = (properties.content_type or "", properties.response_topic or "", *pairs)
+    return sum(map(_utf8_bytes, texts)) + len(properties.correlation_data or b"")
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _binary(event: Event) -> tuple[bytes, Properties]:

@@ -2,6 +2,10 @@
 
 One function decides for both (wire protocol, section 3, "Authorization"); it knows no connection: a publish ends by
 calling `settle` once, with the receipt that section 6 asks for.
+
+What was routed is never refused afterwards: subscribers may have it, and a refusal would make the publisher send it again.
+Its receipt waits for the store, as long as that takes; so at QoS 2 nothing is delivered twice, though the store may fail
+between the two. Only what comes while the store is known to fail is refused, before anybody gets it.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ import structlog
 
 from edge_protocol.errors import TopicInvalid
 from edge_protocol.topics import Kind, Place, TopicName, place_of
-from gateway.mqtt.codec import Publish, ReasonCode, Will, is_payload_format_valid
+from gateway.mqtt.codec import Publish, PublishRun, ReasonCode, Will, is_payload_format_valid
 from gateway.mqtt.hub import Hub
 from gateway.mqtt.messages import Message, message_of, with_response_topic
+from gateway.mqtt.retained import Owner
 from gateway.mqtt.states import check_state
 from gateway.ports.identity import Principal
 from gateway.ports.ingest import (
@@ -40,7 +45,7 @@ log = structlog.get_logger()
 Settle = Callable[[Receipt], None]
 
 _NOBODY: Final = Receipt(ReasonCode.NO_MATCHING_SUBSCRIBERS)
-_NOT_QUEUED: Final = Receipt(UNAVAILABLE, "queue-unavailable: the message could not be stored for its subscribers")
+_NOT_QUEUED: Final = Receipt(UNAVAILABLE, "queue-unavailable: no message can be stored for its subscribers now")
 _CACHED_CHARS: Final = 256
 _placed = lru_cache(maxsize=8192)(place_of)  # topics repeat; refusals and long names are not kept
 
@@ -75,13 +80,14 @@ class Publisher:
         session: Whose No Local subscriptions do not get them; None for a will.
     """
 
-    __slots__ = ("_hub", "_principal", "lane", "permissions", "session")
+    __slots__ = ("_epoch", "_hub", "_principal", "lane", "permissions", "session")
 
     def __init__(
-        self, hub: Hub, principal: Principal, permissions: Permissions, session: Session | None = None
+        self, hub: Hub, principal: Principal, permissions: Permissions, epoch: int, session: Session | None = None
     ) -> None:
         self._hub = hub
         self._principal = principal
+        self._epoch = epoch
         self.permissions = permissions
         self.lane = Lane()
         self.session = session
@@ -96,43 +102,60 @@ class Publisher:
         elif place.kind is Kind.STATE:
             self._save(packet, place, topic, settle)
         else:
-            self._take(self._message(packet, place, topic), settle)
+            self._take(self._message(packet, place, topic), packet.packet_id, settle)
 
-    def _take(self, message: Message, settle: Settle) -> None:
+    def publish_run(self, run: PublishRun, place: Place, topic: TopicName, settle: Settle) -> bool:
+        """Take events over that are alike, `settle` being called once for all; False if each must be looked at for itself.
+
+        `settle` is not called before this returns.
+        """
+        first = run.first
+        is_plain = not first.properties.user_properties and not first.properties.payload_format_indicator
+        if not is_plain or refusal(first, place, topic, self.permissions) is not None:
+            return False
+        return self._hub.ingest.submit_run(self._arrival(first, place), run.payloads, settle)
+
+    def _take(self, message: Message, packet_id: int, settle: Settle) -> None:
         """Route a message, and keep it if it is retained; one that there is no room for is not published at all."""
         refused = self._hub.retained.refusal(message) if message.retain else None
+        has_sender = self.session is not None  # nobody would repeat a will
+        if has_sender and self._hub.journal.is_failing and (message.qos or message.retain):
+            refused = _NOT_QUEUED
         if refused is not None:
             settle(refused)
         else:
-            self._route(message, settle)
+            self._route(message, packet_id, settle)
 
-    def _route(self, message: Message, settle: Settle) -> None:
+    def _route(self, message: Message, packet_id: int, settle: Settle) -> None:
         """Offer a message to its subscribers; settled when the queues of durable sessions hold it (wire protocol, 3)."""
         journal = self._hub.journal
         before = journal.count
         if message.retain:
-            self._hub.retained.keep(message, (self._principal, self.session.client_id if self.session else ""))
+            client_id = self.session.client_id if self.session else ""
+            self._hub.retained.keep(message, Owner(self._principal, client_id, self._epoch))
         receipt = STORED if self._hub.router.route(message) else _NOBODY
         if journal.count == before:
             settle(receipt)
-        else:
-            journal.then(lambda is_durable: settle(receipt if is_durable else _NOT_QUEUED))
+            return
+        if message.qos == 2 and self.session is not None:
+            self.session.receiver.note(packet_id)
+        journal.surely(lambda: settle(receipt))
 
     def _submit(self, packet: Publish, place: Place, settle: Settle) -> None:
         self._hub.turn.submitted()
-        self._hub.ingest.submit(
-            Arrival(
-                principal=self._principal,
-                permissions=self.permissions,
-                device=place.device or "",
-                event_type=place.event_type,
-                payload=packet.payload,
-                content_type=packet.properties.content_type,
-                attributes=packet.properties.user_properties,
-                received_ms=int(self._hub.clock() * 1000),
-                lane=self.lane,
-            ),
-            settle,
+        self._hub.ingest.submit(self._arrival(packet, place), settle)
+
+    def _arrival(self, packet: Publish, place: Place) -> Arrival:
+        return Arrival(
+            principal=self._principal,
+            permissions=self.permissions,
+            device=place.device or "",
+            event_type=place.event_type,
+            payload=packet.payload,
+            content_type=packet.properties.content_type,
+            attributes=packet.properties.user_properties,
+            received_ms=int(self._hub.clock() * 1000),
+            lane=self.lane,
         )
 
     def _save(self, packet: Publish, place: Place, topic: TopicName, settle: Settle) -> None:
@@ -145,7 +168,7 @@ class Publisher:
 
         def stored(receipt: Receipt) -> None:
             if receipt.code < UNSPECIFIED_ERROR:
-                self._route(message, lambda routed: settle(receipt if routed.code < UNSPECIFIED_ERROR else routed))
+                self._route(message, packet.packet_id, lambda _routed: settle(receipt))
             else:
                 settle(receipt)
 
@@ -156,7 +179,7 @@ class Publisher:
         return with_response_topic(message, f"{topic}/response") if place.kind is Kind.COMMAND else message
 
 
-def publish_will(hub: Hub, principal: Principal, permissions: Permissions, will: Will) -> None:
+def publish_will(hub: Hub, principal: Principal, permissions: Permissions, epoch: int, will: Will) -> None:
     """Publish the will of a client that was lost, if policy still allows it [MQTT-3.1.2-8]."""
     place = place_or_refusal(will.topic)
     if isinstance(place, Receipt):
@@ -175,4 +198,4 @@ def publish_will(hub: Hub, principal: Principal, permissions: Permissions, will:
         if receipt.code >= 0x80:
             log.warning("will_refused", principal=str(principal), code=receipt.code, reason=receipt.reason)
 
-    Publisher(hub, principal, permissions).publish(packet, place, TopicName(will.topic), settled)
+    Publisher(hub, principal, permissions, epoch).publish(packet, place, TopicName(will.topic), settled)

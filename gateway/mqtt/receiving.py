@@ -1,7 +1,8 @@
 """QoS 2 messages from a client: each taken once, however often it is sent (MQTT 5.0, section 4.3.3).
 
 The identifiers belong to the session. One is durable before PUBREC says that the message is, and gone before PUBCOMP lets
-the client use it again. A crash between the two writes, that of an event to the bus and that of its identifier, makes the
+the client use it again; while it cannot be written PUBREC waits, since an error would have the client send anew what was
+taken. A crash between the two writes, that of an event to the bus and that of its identifier, makes the
 client repeat the message: an envelope or an event with an id of its own is then known to the bus; a bare payload, which
 has none, is stored again (wire protocol, section 3: at least once). Messages between clients cannot be seen twice: their
 deliveries and the identifier are one write.
@@ -11,31 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
 
 from gateway.mqtt.shelf import Shelf
-from gateway.ports.ingest import STORED, UNAVAILABLE, UNSPECIFIED_ERROR, Receipt
+from gateway.ports.ingest import STORED, UNSPECIFIED_ERROR, Receipt
 from gateway.rules.flows import Received, Step
 
 Settle = Callable[[Receipt], None]
-
-_NOT_KEPT: Final = Receipt(UNAVAILABLE, "session-unavailable: the session could not be stored")
 
 
 class Receiver:
     """Flows of QoS 2 messages of one session."""
 
-    __slots__ = ("_received", "_shelf", "_waiting")
+    __slots__ = ("_noted", "_received", "_shelf", "_waiting")
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._received = Received()
         self._waiting: dict[int, list[Settle]] = {}
+        self._noted: set[int] = set()
 
     @property
     def received(self) -> Iterable[int]:
-        """Identifiers of messages that are stored and not released."""
-        return list(self._received)
+        """Identifiers of messages that are not released: of those that are stored, and those that are being written."""
+        return [*self._received, *self._noted]
 
     def restore(self, received: Iterable[int]) -> None:
         """Take the identifiers that were kept."""
@@ -57,28 +56,28 @@ class Receiver:
             return partial(self._stored, packet_id)
         return None
 
+    def note(self, packet_id: int) -> None:
+        """Have the identifier of a message that was routed written with its deliveries: a crash leaves both or neither."""
+        self._noted.add(packet_id)
+        self._shelf.put_received(packet_id, is_received=True)
+
     def release(self, packet_id: int, complete: Callable[[bool], object]) -> None:
         """End a flow (PUBREL): `complete` is told, when PUBCOMP may be sent, whether the identifier was known."""
-        if not self._received.release(packet_id):
-            complete(False)
-            return
-        self._shelf.put_received(packet_id, is_received=False)
-        self._shelf.surely_after(partial(complete, True))
+        is_known = self._received.release(packet_id)
+        if is_known:
+            self._shelf.put_received(packet_id, is_received=False)
+        self._shelf.after(partial(complete, is_known))  # a second PUBREL is answered no sooner than the first
 
     def _stored(self, packet_id: int, receipt: Receipt) -> None:
         is_stored = receipt.code < UNSPECIFIED_ERROR
         self._received.settle(packet_id, is_stored=is_stored)
-        if is_stored:
+        if packet_id in self._noted:
+            self._noted.remove(packet_id)
+        elif is_stored:
             self._shelf.put_received(packet_id, is_received=True)
-            self._shelf.after(partial(self._kept, packet_id, receipt))
-        else:
-            self._answer(packet_id, receipt)
-
-    def _kept(self, packet_id: int, receipt: Receipt, is_durable: bool) -> None:
-        if not is_durable:
-            self._received.release(packet_id)
-            self._shelf.put_received(packet_id, is_received=False)
-        self._answer(packet_id, receipt if is_durable else _NOT_KEPT)
+            self._shelf.after(partial(self._answer, packet_id, receipt))
+            return
+        self._answer(packet_id, receipt)
 
     def _answer(self, packet_id: int, receipt: Receipt) -> None:
         for settle in self._waiting.pop(packet_id):

@@ -39,6 +39,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
         subscriptions: By filter, as granted.
         will: As a PUBLISH, or None.
         will_delay_s: Its Will Delay Interval.
+        jti: Id of the token that last proved its client, or "".
     """
 
     format: int
@@ -50,6 +51,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     subscriptions: dict[str, Subscribed]
     will: bytes | None
     will_delay_s: int
+    jti: str = ""
 
 
 class Out(msgspec.Struct, frozen=True, array_like=True):
@@ -103,10 +105,13 @@ def write_publish(topic: str, payload: bytes, qos: int, properties: Properties, 
 
 
 def read_publish(data: bytes) -> Publish:
-    """A PUBLISH from bytes."""
+    """A PUBLISH from bytes.
+
+    Raises:
+        CodecError, ValueError: They are none.
+    """
     decoder = Decoder(role="client", version=Version.V5, max_packet_bytes=len(data))
-    (packet,) = decoder.feed(data)
-    assert isinstance(packet, Publish)
+    (packet,) = (each for each in decoder.feed(data) if isinstance(each, Publish))
     return packet
 
 

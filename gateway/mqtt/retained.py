@@ -2,20 +2,22 @@
 
 Owns their bounds, expiry and restoring. A change goes through the journal, in the commit that also holds what sessions
 queue of the same message, and the publisher is acknowledged after it. A message belongs to who published it: when that
-principal is revoked, it is gone.
+principal is revoked, or registered anew, it is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Final
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 
 from edge_protocol.topics import TopicFilter, TopicName
 from gateway.mqtt import records
+from gateway.mqtt.codec import CodecError
 from gateway.mqtt.journal import Journal
 from gateway.mqtt.messages import Message
 from gateway.mqtt.settings import ServerLimits
@@ -33,8 +35,13 @@ _PAGE: Final = 256
 _PRUNE_S: Final = 1.0
 _FREE_LEVELS: Final = 8  # of a topic; they are shared with other topics, as a rule
 
-Owner = tuple[Principal, str]
-"""Who published a message, and under which client id (for No Local)."""
+
+class Owner(NamedTuple):
+    """Who published a message: under which client id (for No Local), by which registration (`Grant.epoch`)."""
+
+    principal: Principal
+    client_id: str
+    epoch: int
 
 
 class _Record(msgspec.Struct, frozen=True, array_like=True):
@@ -47,6 +54,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True):
     client_id: str
     packet: bytes
     expires_at_s: float | None
+    epoch: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -84,12 +92,12 @@ class Retained:
         self._pruned_s = float("-inf")
         self.count = self.size_bytes = 0
 
-    async def load(self, store: StateStore, is_known: Callable[[Principal], Awaitable[bool]]) -> None:
+    async def load(self, store: StateStore, is_known: Callable[[Principal, int], Awaitable[bool]]) -> None:
         """Find what was kept before the gateway was started; what revoked principals published is gone (P7).
 
         Args:
             store: Where it is kept.
-            is_known: Whether a principal may still connect.
+            is_known: Whether a principal may still connect, by this registration.
 
         Raises:
             BusUnavailable: The store cannot be read.
@@ -99,9 +107,12 @@ class Retained:
             for entry in entries:
                 self._restore(TopicName(entry.key.removeprefix(PREFIX)), entry.value)
             after = entries[-1].key
-        for principal in tuple(self._by_principal):
-            if not await is_known(principal):
-                self.forget(principal)
+        by_registration: defaultdict[tuple[Principal, int], list[TopicName]] = defaultdict(list)
+        for kept in self._all():
+            by_registration[kept.owner.principal, kept.owner.epoch].append(kept.message.topic)
+        for (principal, epoch), topics in by_registration.items():
+            if not await is_known(principal, epoch):
+                self._drop_all(topics)
 
     def refusal(self, message: Message) -> Receipt | None:
         """Tell why a message cannot be kept now (0x97); None if it can."""
@@ -123,10 +134,14 @@ class Retained:
         self._index(Kept(_anonymous(message), owner, size_bytes))
         self._journal.put(PREFIX + message.topic, record)
 
+    @property
+    def principals(self) -> set[Principal]:
+        """Whose messages there are."""
+        return set(self._by_principal)
+
     def forget(self, principal: Principal) -> None:
         """Remove what a principal published: it is revoked."""
-        for topic in tuple(self._by_principal.get(principal, ())):
-            self._drop(topic)
+        self._drop_all(self._by_principal.get(principal, ()))
 
     def under(self, filter_: TopicFilter) -> list[Kept]:
         """What is kept under a filter and has not expired."""
@@ -146,18 +161,19 @@ class Retained:
         )
 
     def _record(self, message: Message, owner: Owner) -> tuple[bytes, int]:
-        principal, client_id = owner
+        principal, client_id, epoch = owner
         packet, _ = records.write_message(message, message.qos, (), retain=True)
         left_s = None if message.expires_at_s is None else message.expires_at_s - self._loop.time()
         expires_at_s = None if left_s is None else self._clock() + left_s
         kind, issuer, sub = principal.kind.value, principal.issuer, principal.sub
-        return _encode(_Record(_FORMAT, kind, issuer, sub, client_id, packet, expires_at_s)), _least_bytes(message)
+        record = _Record(_FORMAT, kind, issuer, sub, client_id, packet, expires_at_s, epoch)
+        return _encode(record), _least_bytes(message)
 
     def _restore(self, topic: TopicName, data: bytes) -> None:
         try:
             record = _decode(data)
             packet = records.read_publish(record.packet)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, CodecError, ValueError) as error:
             log.warning("retained_not_read", topic=topic, error=type(error).__name__)
             return
         left_s = None if record.expires_at_s is None else record.expires_at_s - self._clock()
@@ -166,11 +182,11 @@ class Retained:
             return
         message = records.read_message(packet, None, None if left_s is None else self._loop.time() + left_s)
         principal = Principal(PrincipalKind(record.kind), record.issuer, record.sub)
-        self._index(Kept(message, (principal, record.client_id), _least_bytes(message)))
+        self._index(Kept(message, Owner(principal, record.client_id, record.epoch), _least_bytes(message)))
 
     def _index(self, kept: Kept) -> None:
         self._tree.put(kept.message.topic, kept)
-        self._by_principal.setdefault(kept.owner[0], {})[kept.message.topic] = None
+        self._by_principal.setdefault(kept.owner.principal, {})[kept.message.topic] = None
         self.count += 1
         self.size_bytes += kept.size_bytes
 
@@ -180,19 +196,22 @@ class Retained:
             return
         self.count -= 1
         self.size_bytes -= kept.size_bytes
-        mine = self._by_principal[kept.owner[0]]
+        mine = self._by_principal[kept.owner.principal]
         del mine[topic]
         if not mine:
-            del self._by_principal[kept.owner[0]]
+            del self._by_principal[kept.owner.principal]
         self._journal.put(PREFIX + topic, None)
+
+    def _drop_all(self, topics: Iterable[TopicName]) -> None:
+        for topic in tuple(topics):
+            self._drop(topic)
 
     def _prune(self) -> None:
         """Remove what has expired; at most once a second, since it looks at all."""
         if self._loop.time() < self._pruned_s + _PRUNE_S:
             return
         self._pruned_s = self._loop.time()
-        for topic in [kept.message.topic for kept in self._all() if self._is_expired(kept)]:
-            self._drop(topic)
+        self._drop_all(kept.message.topic for kept in self._all() if self._is_expired(kept))
 
     def _all(self) -> Iterator[Kept]:
         topics = (topic for mine in self._by_principal.values() for topic in mine)
@@ -216,8 +235,5 @@ def _anonymous(message: Message) -> Message:
 
 
 def _least_bytes(message: Message) -> int:
-    """What a message is counted as: what it carries, and 256 bytes for what it costs besides, as does each level of a long topic."""
-    pairs = sum(len(name) + len(value) for name, value in message.properties.user_properties)
-    correlation = message.properties.correlation_data or b""
-    overhead = 256 * (1 + max(0, message.topic.count("/") + 1 - _FREE_LEVELS))
-    return len(message.topic.encode()) + len(message.payload) + pairs + len(correlation) + overhead
+    """What a message is counted as: what it carries, and 256 bytes for what it costs, and for each level of a long topic."""
+    return message.size_bytes + 256 * (1 + max(0, message.topic.count("/") + 1 - _FREE_LEVELS))

@@ -4,28 +4,31 @@ It belongs to (principal, client id) and outlives its connection, which it knows
 Interval; then it is durable: what it holds at QoS 1 and 2 is written through the journal, and sent only once it is written.
 Permission is asked again for each message, order is kept, bounds are answered: a full queue gives up expired messages,
 then QoS 0, oldest first, then refuses the newest (counted and logged), and ends a connection that is too slow (0x97).
+All queues together have a bound too: over it, those of clients that are away take nothing more.
+
+What may not be sent any more (policy, expiry, Maximum Packet Size) is dropped, as if it had been sent [MQTT-3.1.2-25]. At
+QoS 2 a flow that has begun, perhaps on an earlier connection, is completed by PUBREL instead: the client may hold its
+identifier, and would take the next message that has it for a repetition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from math import ceil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 import structlog
 
 from edge_protocol.topics import TopicFilter
 from gateway.mqtt import records
-from gateway.mqtt.codec import CodecError, Publish, Pubrel, ReasonCode, Version, Will
+from gateway.mqtt.codec import Pubrel, ReasonCode, Version, Will
 from gateway.mqtt.messages import Message
 from gateway.mqtt.receiving import Receiver
 from gateway.mqtt.records import Head, Out
+from gateway.mqtt.sending import Sender, Wire
 from gateway.mqtt.shelf import RELEASED, Item, OnAck, Shelf
 from gateway.ports.identity import Principal
 from gateway.rules.flows import Delivery, Outbound, Said, Stage
-from gateway.rules.policy import Permissions
 from gateway.rules.sharing import Fate
 
 if TYPE_CHECKING:
@@ -34,32 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-
-class Wire(Protocol):
-    """The connection, as its session sees it."""
-
-    @property
-    def permissions(self) -> Permissions:
-        """What the client may receive now."""
-        ...
-
-    @property
-    def version(self) -> Version | None:
-        """What it speaks."""
-        ...
-
-    @property
-    def can_write(self) -> bool:
-        """Whether the peer has taken enough of what was written before."""
-        ...
-
-    def send(self, packet: Publish | Pubrel) -> bool:
-        """Write a packet; False if it is larger than the client accepts, and was not written."""
-        ...
-
-    def end(self, code: ReasonCode, reason: str) -> None:
-        """Send the client off."""
-        ...
+_PRUNE_S: Final = 1.0
+_NEVER_S: Final = float("-inf")
 
 
 class Session:
@@ -72,6 +51,7 @@ class Session:
         expiry_s: How long it lives without a connection; 0: as long as its connection; 0xFFFFFFFF: for ever.
         left_at_s: Unix time at which its connection was gone; None while it has one.
         roles: Of its last grant, for its will.
+        jti: Id of the token of its last grant, or "": when that is revoked, the session is.
         will: What is published if the connection is lost.
         subscriptions: Its filters, as granted.
         receiver: QoS 2 messages from the client.
@@ -79,16 +59,17 @@ class Session:
     """
 
     __slots__ = (
-        "_aliases",
         "_hub",
         "_kept",
-        "_maximum_aliases",
         "_out",
+        "_pruned_s",
+        "_sender",
         "_warned",
         "_wire",
         "client_id",
         "epoch",
         "expiry_s",
+        "jti",
         "left_at_s",
         "principal",
         "receiver",
@@ -105,14 +86,15 @@ class Session:
         self.epoch = self.expiry_s = 0
         self.left_at_s: float | None = None
         self.roles: tuple[str, ...] = ()
+        self.jti = ""
         self.will: Will | None = None
         self.subscriptions: dict[TopicFilter, Subscribed] = {}
         self._hub = hub
         self._wire: Wire | None = None
-        self._out: Outbound[Item] = Outbound()
+        self._out: Outbound[Item] = Outbound(hub.stats.queues)
+        self._pruned_s = _NEVER_S
         self._kept = 0  # deliveries below this number are durable
-        self._aliases: dict[str, int] = {}
-        self._maximum_aliases = 0
+        self._sender: Sender | None = None
         self._warned = False
 
     @property
@@ -144,7 +126,7 @@ class Session:
         """Deliver over a new connection; what was not acknowledged is sent again, in order [MQTT-4.4.0-1]."""
         self._wire = wire
         self._out.maximum = receive_maximum
-        self._maximum_aliases = topic_alias_maximum
+        self._sender = Sender(wire, topic_alias_maximum, self._hub.loop)
         self._warned = False
         for delivery in self._out.released():
             wire.send(Pubrel(packet_id=delivery.packet_id))
@@ -152,8 +134,7 @@ class Session:
 
     def detach(self) -> None:
         """The connection is gone: what it was sent waits again; QoS 0 is for who is there."""
-        self._wire = None
-        self._aliases.clear()
+        self._wire = self._sender = None
         if lost := self._out.suspend():
             self._hub.stats.dropped["offline"] += len(lost)
 
@@ -172,16 +153,16 @@ class Session:
         """Deliver a message, now or when the client is ready for it (`Subscriber`).
 
         With `on_ack` the caller is told how the delivery ended, once. With `key` it keeps the message until then, and
-        after a restart of the gateway offers it again, unless it finds it here (`claim`). A session that ends hands back what was not acknowledged; what was sent at QoS 2 is
-        never another's [MQTT-4.8.2-5].
+        after a restart of the gateway offers it again, unless it finds it here (`claim`). A session that ends hands back
+        what was not acknowledged; what was sent at QoS 2 is never another's [MQTT-4.8.2-5].
         """
         wire = self._wire
         if wire is not None and not wire.permissions.may_receive(message.topic):
             return False
         if wire is None and not qos:
             self._hub.stats.dropped["offline"] += 1
-        elif self._makes_room((item := Item(message, identifiers, retain, on_ack, key)).size_bytes):
-            self._add(qos, item)
+        elif self._makes_room(size_bytes := message.size_bytes):
+            self._add(qos, Item(message, identifiers, retain, on_ack, key), size_bytes)
             return True
         else:
             self._refuse(message, qos)
@@ -198,11 +179,11 @@ class Session:
 
     def pump(self) -> None:
         """Send what waits, as far as the client is ready and it is durable."""
-        while (wire := self._wire) is not None and wire.can_write:
+        while (sender := self._sender) is not None and sender.can_write:
             delivery = self._out.ready(self._hub.settings.limits.queue_bytes)
             if delivery is None or delivery.number >= self._kept:
                 return
-            self._send(wire, delivery)
+            self._send(sender, delivery)
 
     def puback(self, packet_id: int, *, is_refused: bool = False) -> None:
         """The client has a QoS 1 message, or refuses it; an identifier it does not owe is ignored.
@@ -238,81 +219,38 @@ class Session:
     def end(self) -> None:
         """Forget everything, on disk too; hand back what nobody acknowledged."""
         self.live_for(0)
-        deliveries, self._out = list(self._out), Outbound()
-        for delivery in deliveries:
+        for delivery in self._out.forget():
             if delivery.item.on_ack:
-                is_begun = delivery.qos == 2 and (delivery.is_repeat or delivery.stage is not Stage.WAITING)
-                delivery.item.on_ack(Fate.BROKEN if is_begun else Fate.UNSENT)
+                delivery.item.on_ack(Fate.BROKEN if delivery.is_begun else Fate.UNSENT)
 
-    def _add(self, qos: int, item: Item) -> None:
-        delivery = self._out.add(qos, item, item.size_bytes)
+    def _add(self, qos: int, item: Item, size_bytes: int) -> None:
+        delivery = self._out.add(qos, item, size_bytes)
         if qos:
             self.shelf.put(delivery)
-            self.shelf.surely_after(partial(self._mark, delivery.number + 1))
+            self.shelf.after(partial(self._mark, delivery.number + 1))
         self.pump()
 
     def _mark(self, kept: int) -> None:
         self._kept = max(self._kept, kept)
         self.pump()
 
-    def _send(self, wire: Wire, delivery: Delivery[Item]) -> None:
+    def _send(self, sender: Sender, delivery: Delivery[Item]) -> None:
         item = delivery.item
-        cause = self._problem(wire, delivery)
+        cause = sender.send(delivery)
         if cause is None:
             self._out.sent(delivery)
             self._hub.stats.deliveries += 1
             return
         self._hub.stats.dropped[cause] += 1
+        fate = Fate.UNSENT if cause == "not-authorized" else Fate.UNSENDABLE
+        if delivery.is_begun:
+            self._out.skip(delivery)
+            self._release(delivery, Fate.BROKEN if fate is Fate.UNSENT else fate)
+            return
         self._out.drop(delivery)
         self.shelf.remove(delivery)
         if item.on_ack:
-            item.on_ack(Fate.UNSENT if cause == "not-authorized" else Fate.UNSENDABLE)
-
-    def _problem(self, wire: Wire, delivery: Delivery[Item]) -> str | None:
-        """Write a delivery; tell why it was not."""
-        if not wire.permissions.may_receive(delivery.item.message.topic):
-            return "not-authorized"  # the policy changed while it waited
-        packet = self._packet(wire, delivery)
-        if packet is None:
-            return "expired"
-        try:
-            return None if self._write(wire, packet) else "packet-too-large"
-        except CodecError:  # an event's attribute that no MQTT string can hold
-            return "not-encodable"
-
-    def _packet(self, wire: Wire, delivery: Delivery[Item]) -> Publish | None:
-        message, identifiers, retain, *_ = delivery.item
-        payload, properties = message.form(wire.version or Version.V311)
-        if message.expires_at_s is not None:
-            left_s = message.expires_at_s - self._hub.loop.time()
-            if left_s <= 0 and not delivery.is_repeat:  # what has begun is completed [MQTT-3.3.2-5]
-                return None
-            whole_s = max(0, ceil(round(left_s, 3)))  # rounding errors of the clock make no second
-            properties = msgspec.structs.replace(properties, message_expiry_interval=whole_s)  # [MQTT-3.3.2-6]
-        if identifiers:
-            properties = msgspec.structs.replace(properties, subscription_identifiers=identifiers)
-        return Publish(
-            topic=message.topic,
-            payload=payload,
-            qos=delivery.qos,
-            retain=retain,
-            dup=bool(delivery.qos) and delivery.is_repeat,
-            packet_id=delivery.packet_id,
-            properties=properties,
-        )
-
-    def _write(self, wire: Wire, packet: Publish) -> bool:
-        """Write a PUBLISH, with a topic alias as long as the client has some to give (3.3.2.3.4)."""
-        topic, known = packet.topic, self._aliases.get(packet.topic)
-        alias = known or len(self._aliases) + 1
-        if alias > self._maximum_aliases:
-            return wire.send(packet)
-        properties = msgspec.structs.replace(packet.properties, topic_alias=alias)
-        aliased = msgspec.structs.replace(packet, topic="" if known else topic, properties=properties)
-        if wire.send(aliased):
-            self._aliases[topic] = alias
-            return True
-        return wire.send(packet)
+            item.on_ack(fate)
 
     def _completed(self, delivery: Delivery[Item] | None, fate: Fate = Fate.TAKEN) -> None:
         if delivery is not None:
@@ -321,14 +259,14 @@ class Session:
                 delivery.item.on_ack(fate)
             self.pump()
 
-    def _release(self, delivery: Delivery[Item]) -> None:
-        """PUBREL lets the client reuse its identifier, so that must find us after a crash as it finds us now."""
+    def _release(self, delivery: Delivery[Item], fate: Fate = Fate.TAKEN) -> None:
+        """PUBREL frees the identifier at the client, so that must find us after a crash as it finds us now."""
         on_ack, wire = delivery.item.on_ack, self._wire
         delivery.item = RELEASED
         self.shelf.put(delivery)
-        self.shelf.surely_after(partial(self._send_pubrel, wire, delivery))
+        self.shelf.after(partial(self._send_pubrel, wire, delivery))
         if on_ack:
-            on_ack(Fate.TAKEN)
+            on_ack(fate)
 
     def _send_pubrel(self, wire: Wire | None, delivery: Delivery[Item]) -> None:
         if wire is not None and self._wire is wire and delivery.stage is Stage.RELEASED:
@@ -336,18 +274,40 @@ class Session:
 
     # Room.
 
-    def _makes_room(self, size_bytes: int) -> bool:
-        if self._has_room(size_bytes):
-            return True
+    def prune(self) -> None:
+        """Drop what has expired; at most once a second, since it looks at all."""
+        now_s = self._hub.loop.time()
+        if now_s < self._pruned_s + _PRUNE_S:
+            return
+        self._pruned_s = now_s
         for delivery in [each for each in self._out if each.stage is Stage.WAITING and self._is_expired(each)]:
             self._give_up(self._out.drop(delivery), "expired")
-        while not self._has_room(size_bytes) and (shed := self._out.shed()) is not None:
-            self._give_up(shed, "queue-full")
-        return self._has_room(size_bytes)
+
+    def shed(self, cause: str) -> bool:
+        """Give up the oldest message at QoS 0 that waits; tell whether there was one."""
+        delivery = self._out.shed()
+        if delivery is not None:
+            self._give_up(delivery, cause)
+        return delivery is not None
+
+    def _makes_room(self, size_bytes: int) -> bool:
+        if not self._has_room(size_bytes):
+            self.prune()
+            while not self._has_room(size_bytes) and self.shed("queue-full"):
+                pass
+        return self._has_room(size_bytes) and self._has_share(size_bytes)
 
     def _has_room(self, size_bytes: int) -> bool:
         limits = self._hub.settings.limits
         return self._out.has_room(size_bytes, messages=limits.queue_messages, bytes_=limits.queue_bytes)
+
+    def _has_share(self, size_bytes: int) -> bool:
+        """Whether all queues together have room; who is there is not made to suffer for those who are not."""
+        queues, limit = self._hub.stats.queues, self._hub.settings.limits.queues_bytes
+        if self._wire is not None or queues.has_room(size_bytes, bytes_=limit):
+            return True
+        self._hub.sessions.make_room()
+        return queues.has_room(size_bytes, bytes_=limit)
 
     def _is_expired(self, delivery: Delivery[Item]) -> bool:
         expires_at_s = delivery.item.message.expires_at_s
@@ -360,10 +320,17 @@ class Session:
             delivery.item.on_ack(Fate.UNSENDABLE)
 
     def _refuse(self, message: Message, qos: int) -> None:
-        self._hub.stats.dropped["queue-full"] += 1
+        cause = "queues-full" if self._has_room(message.size_bytes) else "queue-full"
+        self._hub.stats.dropped[cause] += 1
         if not self._warned:
             self._warned = True  # once an absence
-            log.warning("session_queue_full", client=self.client_id, principal=str(self.principal), topic=message.topic)
+            log.warning(
+                "session_queue_full",
+                client=self.client_id,
+                principal=str(self.principal),
+                topic=message.topic,
+                cause=cause,
+            )
         if qos and self._wire is not None:
             self._wire.end(ReasonCode.QUOTA_EXCEEDED, "slow-reader: more messages wait than the session may keep")
 
@@ -376,7 +343,7 @@ class Session:
     def restore(self, head: Head, received: Iterable[int], out: Iterable[tuple[int, Out]]) -> None:
         """Take what was kept, but for the subscriptions."""
         self.shelf.is_durable = True
-        self.epoch, self.expiry_s, self.roles = head.epoch, head.expiry_s, head.roles
+        self.epoch, self.expiry_s, self.roles, self.jti = head.epoch, head.expiry_s, head.roles, head.jti
         self.left_at_s = self._hub.clock() if head.left_at_s is None else head.left_at_s
         self.will = None if head.will is None else records.read_will(head.will, head.will_delay_s)
         self.receiver.restore(received)
@@ -389,5 +356,14 @@ class Session:
         will = None if self.will is None else records.write_will(self.will)
         delay_s = 0 if self.will is None else self.will.properties.will_delay_interval or 0
         return Head(
-            records.FORMAT, self.epoch, self.expiry_s, self.left_at_s, sent, self.roles, subscriptions, will, delay_s
+            records.FORMAT,
+            self.epoch,
+            self.expiry_s,
+            self.left_at_s,
+            sent,
+            self.roles,
+            subscriptions,
+            will,
+            delay_s,
+            self.jti,
         )

@@ -6,7 +6,7 @@ asks for a clean start, or was registered anew, gets another one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -15,12 +15,12 @@ import structlog
 
 from edge_protocol.topics import TopicFilter
 from gateway.mqtt import records, wills
+from gateway.mqtt.codec import CodecError
 from gateway.mqtt.records import Head, Out
 from gateway.mqtt.session import Session
 from gateway.mqtt.wills import Absence
 from gateway.ports.identity import Grant, Principal
 from gateway.ports.state import Entry
-from gateway.rules.policy import NOTHING
 
 if TYPE_CHECKING:
     from gateway.mqtt.codec import Will
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _PAGE: Final = 64  # entries a scan: values are at most about 1 MiB
+_PRUNE_S: Final = 10.0
 _head = msgspec.msgpack.Decoder(Head)
 _out = msgspec.msgpack.Decoder(Out)
 
@@ -43,6 +44,7 @@ class Sessions:
         self._by_principal: dict[Principal, dict[str, Session]] = {}
         self._absences: dict[Session, Absence] = {}
         self._is_closed = False
+        self._pruned_s = float("-inf")
 
     def __len__(self) -> int:
         return sum(map(len, self._by_principal.values()))
@@ -77,6 +79,7 @@ class Sessions:
             self._by_principal.setdefault(grant.principal, {})[client_id] = session
         self._resume(session)
         session.epoch, session.roles, session.will = grant.epoch, grant.roles, will
+        session.jti = grant.jti or ""
         session.live_for(expiry_s)
         session.keep_head()
         return session, is_present
@@ -111,32 +114,62 @@ class Sessions:
         session.end()
         wills.fire(self._hub, session)
 
+    def make_room(self) -> None:
+        """All queues together are full: drop what has expired, then QoS 0; at most every 10 seconds, it looks at all."""
+        now_s = self._hub.loop.time()
+        if now_s < self._pruned_s + _PRUNE_S:
+            return
+        self._pruned_s = now_s
+        enough_bytes = self._hub.settings.limits.queues_bytes * 15 // 16
+        sessions = tuple(self)
+        for session in sessions:
+            session.prune()
+        for session in sessions:
+            while self._hub.stats.queues.size_bytes > enough_bytes and session.shed("queues-full"):
+                pass
+
     def revoke(self, principal: Principal) -> None:
         """End all sessions of a principal, wills and all (wire protocol, section 2); its connections are gone already."""
-        for session in self.of(principal):
+        self._revoke(self.of(principal))
+
+    def revoke_token(self, issuer: str, jti: str) -> None:
+        """End the sessions whose clients a token proved last, likewise."""
+        self._revoke([each for each in self if each.jti == jti and each.principal.issuer == issuer])
+
+    def _revoke(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
             session.will = None
             self.end(session)
 
     async def load(self, store: StateStore) -> None:
         """Take up what was kept: those that were connected have lost their connection now.
 
-        Those of devices that were disabled, removed or registered anew while the gateway was stopped are gone (P7).
+        Those of devices that were disabled, removed or registered anew while the gateway was stopped are gone (P7), and
+        those of tokens that were revoked.
         """
         async for (principal, client_id), entries in _grouped(store):
             kept = {records.split_key(entry.key)[2]: entry.value for entry in entries}
             head = _read_head(kept.pop(records.HEAD, b""))
             if head is None or await self._is_revoked(principal, head):
-                for entry in entries:
-                    self._hub.journal.put(entry.key, None)
+                self._discard(entries)
                 continue
-            self._restore(Session(self._hub, principal, client_id), head, kept)
+            session = Session(self._hub, principal, client_id)
+            try:
+                self._restore(session, head, kept)
+            except (msgspec.DecodeError, CodecError, ValueError) as error:
+                log.warning("session_not_read", client=client_id, principal=str(principal), error=type(error).__name__)
+                session.end()
+                self._discard(entries)
         if self._by_principal:
             log.info("sessions_loaded", count=len(self))
 
+    def _discard(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._hub.journal.put(entry.key, None)
+
     async def _is_revoked(self, principal: Principal, head: Head) -> bool:
-        if principal.device is None:
-            return False
-        return await self._hub.authenticator.permissions_of(principal, head.roles, head.epoch) == NOTHING
+        authenticator = self._hub.authenticator
+        return authenticator.is_revoked(principal, head.jti) or not await authenticator.is_known(principal, head.epoch)
 
     def _restore(self, session: Session, head: Head, kept: dict[str, bytes]) -> None:
         received = [int(name[len(records.IN) :]) for name in kept if name.startswith(records.IN)]
@@ -145,7 +178,7 @@ class Sessions:
             for name, value in kept.items()
             if name.startswith(records.OUT)
         )
-        session.restore(head, received, out)
+        session.restore(head, received, out)  # what cannot be read is found here
         for filter_, subscription in head.subscriptions.items():
             session.subscriptions[TopicFilter(filter_)] = subscription
             self._hub.router.subscribe(TopicFilter(filter_), session, subscription)

@@ -11,6 +11,7 @@ class ServerLimits:
 
     Attributes:
         connections: Let in at a time; beyond, CONNACK 0x97 with `retry-after`.
+        connects_per_s: CONNECTs a second, with as many again for two seconds; beyond, CONNACK 0x9F with `retry-after`.
         inflight_bytes: Publishes taken and not settled, in all; beyond, sockets are not read.
         connection_inflight_bytes: Likewise of one connection.
         packet_bytes: Maximum Packet Size that is announced: an envelope of 1 MiB with room around it.
@@ -20,7 +21,8 @@ class ServerLimits:
         connect_s: From the accepted socket to the complete CONNECT.
         authenticate_s: How long the registry may take over a token.
         queue_messages: Deliveries that wait for a slow or absent subscriber.
-        queue_bytes: Likewise, their payloads.
+        queue_bytes: Likewise, their topics, payloads and properties.
+        queues_bytes: What waits in all queues, and 512 bytes a message; beyond, nothing more for absent subscribers.
         unsent_bytes: Written to a peer and not taken by its socket; beyond, deliveries wait in the queue.
         slow_reader_s: A peer that takes nothing for so long is sent off with 0x97.
         linger_s: How long a closed peer may take to read our last words.
@@ -32,11 +34,13 @@ class ServerLimits:
         retained_bytes: Likewise, their topics, payloads and properties, and 256 bytes a message
             and a topic level behind the eighth.
         sessions: Of one principal, without a connection (those with one are bounded by `connections`); beyond, 0x97.
-        session_expiry_311_s: How long a 3.1.1 session without clean session lives without a connection.
+        session_expiry_s: The longest Session Expiry Interval; MQTT 5 clients are told a shorter one than they asked for.
+        session_expiry_311_s: How long a 3.1.1 session without clean session lives without a connection, if not shorter.
         streams: `stream` properties of one CONNECT that are looked up.
     """
 
     connections: int = 10_000
+    connects_per_s: float = 2000.0
     inflight_bytes: int = 64 << 20
     connection_inflight_bytes: int = 8 << 20
     packet_bytes: int = (1 << 20) + (128 << 10)
@@ -47,6 +51,7 @@ class ServerLimits:
     authenticate_s: float = 10.0
     queue_messages: int = 1000
     queue_bytes: int = 4 << 20
+    queues_bytes: int = 256 << 20
     unsent_bytes: int = 64 << 10
     slow_reader_s: float = 30.0
     linger_s: float = 1.0
@@ -57,6 +62,7 @@ class ServerLimits:
     retained_messages: int = 10_000
     retained_bytes: int = 64 << 20
     sessions: int = 1000
+    session_expiry_s: int = 365 * 24 * 3600
     session_expiry_311_s: int = 7 * 24 * 3600
     streams: int = 64
 

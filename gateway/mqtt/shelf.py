@@ -20,7 +20,6 @@ from gateway.rules.sharing import Fate
 
 if TYPE_CHECKING:
     from gateway.mqtt.hub import Hub
-    from gateway.mqtt.journal import Then
 
 OnAck = Callable[[Fate], object]
 """Told once how a delivery ended."""
@@ -34,11 +33,6 @@ class Item(NamedTuple):
     retain: bool
     on_ack: OnAck | None = None
     key: str = ""
-
-    @property
-    def size_bytes(self) -> int:
-        """What it counts against the bound of the queue."""
-        return len(self.message.payload) + len(self.message.topic)
 
 
 RELEASED: Final = Item(Message(TopicName("released"), b"", 2), (), retain=False)
@@ -59,16 +53,12 @@ class Shelf:
         self._key = key
         self.is_durable = False
 
-    def after(self, call: Then) -> None:
-        """Call back when all that was put is durable; at once if nothing has to be."""
+    def after(self, call: Callable[[], object]) -> None:
+        """Call back when all that was put is durable, however long that takes; at once if nothing has to be."""
         if self.is_durable:
-            self._hub.journal.then(call)
+            self._hub.journal.surely(call)
         else:
-            call(True)
-
-    def surely_after(self, call: Callable[[], object]) -> None:
-        """Call back when all that was put is durable, however long that takes."""
-        self.after(lambda is_durable: call() if is_durable else self.surely_after(call))
+            call()
 
     def put_head(self, head: Head) -> None:
         """Keep what a session is, without its messages."""
@@ -117,7 +107,7 @@ class Shelf:
             packet = records.read_publish(each.packet)
             message = records.read_message(packet, each.plain, self._loop_time(each.expires_at_s))
             item = Item(message, packet.properties.subscription_identifiers, packet.retain, key=each.key)
-            yield Delivery(number, packet.qos, item, item.size_bytes, is_repeat=is_repeat)
+            yield Delivery(number, packet.qos, item, message.size_bytes, is_repeat=is_repeat)
 
     def _put_out(self, delivery: Delivery[Item], out: Out) -> None:
         self._put(_out(delivery.number), msgspec.msgpack.encode(out))

@@ -77,7 +77,7 @@ class _Showing:
                     self._offer(state)
 
     def _show(self, kept: Kept) -> None:
-        is_own = kept.owner == (self._session.principal, self._session.client_id)
+        is_own = kept.owner[:2] == (self._session.principal, self._session.client_id)
         if not (is_own and self._subscription.no_local):  # [MQTT-3.8.3-3]
             self._offer(kept.message)
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from gateway.mqtt.codec import PublishRun
 from gateway.ports.ingest import Receipt
 
 
 class Slot:
-    """A publish that was taken; `packet_id` is 0 at QoS 0, which is never acknowledged but may end the connection."""
+    """A publish that was taken; `packet_id` is 0 at QoS 0, which is never acknowledged but may end the connection.
 
-    __slots__ = ("charge_bytes", "packet_id", "qos", "receipt")
+    Attributes:
+        run: The publishes it stands for, if that is more than one; they end alike.
+    """
 
-    def __init__(self, packet_id: int, qos: int, charge_bytes: int) -> None:
+    __slots__ = ("charge_bytes", "packet_id", "qos", "receipt", "run")
+
+    def __init__(self, packet_id: int, qos: int, charge_bytes: int, run: PublishRun | None = None) -> None:
         self.packet_id = packet_id
         self.qos = qos
         self.charge_bytes = charge_bytes
+        self.run = run
         self.receipt: Receipt | None = None
 
 
@@ -31,9 +37,8 @@ class Slots:
     def __len__(self) -> int:
         return len(self._fifo)
 
-    def add(self, packet_id: int, qos: int, charge_bytes: int) -> Slot:
-        """Take a slot behind all others."""
-        slot = Slot(packet_id, qos, charge_bytes)
+    def add(self, slot: Slot) -> Slot:
+        """Put a slot behind all others."""
         self._fifo.append(slot)
         return slot
 

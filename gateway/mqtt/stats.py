@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from gateway.rules.flows import Queues
+
 
 @dataclass(slots=True)
 class MqttStats:
@@ -19,8 +21,9 @@ class MqttStats:
         received_bytes: Read from clients.
         sent_bytes: Written to clients.
         deliveries: Messages written to subscribers.
-        dropped: Deliveries not made, by cause: `queue-full`, `packet-too-large`, `expired`, `not-encodable`,
-            `offline`, `not-authorized`.
+        dropped: Deliveries not made, by cause: `queue-full`, `queues-full`, `packet-too-large`, `expired`,
+            `not-encodable`, `offline`, `not-authorized`.
+        queues: What waits in the queues of all sessions; a gauge.
         wills: Wills published.
     """
 
@@ -33,4 +36,5 @@ class MqttStats:
     sent_bytes: int = 0
     deliveries: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    queues: Queues = field(default_factory=Queues)
     wills: int = 0

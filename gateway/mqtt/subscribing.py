@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Coroutine, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_protocol.topics import TopicFilter
 from gateway.errors import Unavailable
@@ -16,6 +16,10 @@ from gateway.mqtt.trie import MAX_LEVELS
 if TYPE_CHECKING:
     from gateway.mqtt.connection import Connection
     from gateway.mqtt.hub import Hub
+
+_LONG: Final = 1024
+_FILTERS: Final = 1 << 20
+"""Characters of all filters of a session, where one is longer than `_LONG`: they are one value in the store."""
 
 _GRANTED = (ReasonCode.GRANTED_QOS_0, ReasonCode.GRANTED_QOS_1, ReasonCode.GRANTED_QOS_2)
 
@@ -72,7 +76,7 @@ def _grant(connection: Connection, hub: Hub, packet: Subscribe, failed: Collecti
         codes.append(code)
     suback = Suback(packet_id=packet.packet_id, reason_codes=tuple(codes), properties=_explained(packet, codes))
     connection.session.keep_head()
-    connection.session.shelf.surely_after(partial(_granted, connection, hub, suback, granted))
+    connection.session.shelf.after(partial(_granted, connection, hub, suback, granted))
 
 
 def _granted(
@@ -94,7 +98,7 @@ def unsubscribe(connection: Connection, hub: Hub, packet: Unsubscribe) -> None:
         codes.append(ReasonCode.SUCCESS if existed else ReasonCode.NO_SUBSCRIPTION_EXISTED)
     unsuback = Unsuback(packet_id=packet.packet_id, reason_codes=tuple(codes))
     connection.session.keep_head()
-    connection.session.shelf.surely_after(partial(connection.send, unsuback))
+    connection.session.shelf.after(partial(connection.send, unsuback))
 
 
 def resubscribe(connection: Connection, hub: Hub) -> None:
@@ -115,6 +119,8 @@ def _refusal(connection: Connection, hub: Hub, wanted: Subscription) -> ReasonCo
         return ReasonCode.NOT_AUTHORIZED
     session, filter_ = connection.session, TopicFilter(wanted.topic_filter)
     if len(session.subscriptions) >= hub.settings.limits.subscriptions and filter_ not in session.subscriptions:
+        return ReasonCode.QUOTA_EXCEEDED
+    if len(filter_) > _LONG and sum(map(len, session.subscriptions.keys() | {filter_})) > _FILTERS:
         return ReasonCode.QUOTA_EXCEEDED
     if hub.cursors.wants(session, filter_, wanted.qos) and not hub.cursors.has_room(session, filter_):
         return ReasonCode.QUOTA_EXCEEDED

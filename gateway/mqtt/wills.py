@@ -46,7 +46,7 @@ def fire(hub: Hub, session: Session, permissions: Permissions | None = None) -> 
     if will is None:
         return
     if permissions is not None:
-        publish_will(hub, session.principal, permissions, will)
+        publish_will(hub, session.principal, permissions, session.epoch, will)
     else:
         hub.tasks.start(_publish(hub, session, will), name="will")
 
@@ -58,7 +58,7 @@ async def _publish(hub: Hub, session: Session, will: Will) -> None:
     except GatewayError as error:
         log.warning("will_dropped", principal=str(principal), client=session.client_id, error=type(error).__name__)
         return
-    publish_will(hub, principal, permissions, will)
+    publish_will(hub, principal, permissions, session.epoch, will)
     session.keep_head()
 
 

@@ -6,20 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from edge_protocol import tokens
 from edge_protocol.ids import device_id
 from edge_protocol.keys import load_verify_key
 from edge_protocol.times import rfc3339
 from gateway.config import Settings
+from gateway.devices.authenticator import ISSUER_PREFIX
 from gateway.devices.enrolment import DEFAULT_TTL_S, Enrolment
 from gateway.devices.identity import GatewayIdentity
 from gateway.devices.operator_tokens import create_token
 from gateway.devices.records import DeviceDocument
 from gateway.devices.registry import Registry
+from gateway.devices.revoked_tokens import RevokedTokens
 from gateway.errors import Conflict, NotFound
 from gateway.operations.live import Live
 from gateway.ports.operations import Operations
 from gateway.rules.policy import Policy
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,7 @@ class DeviceOperations:
     enrolment: Enrolment
     identity: GatewayIdentity
     policy: Policy
+    revoked: RevokedTokens
     live: Live
     clock: Callable[[], float]
 
@@ -42,7 +49,9 @@ class DeviceOperations:
         """By the names of the interface."""
         names = ("add", "list", "show", "disable", "enable", "remove")
         return {f"device_{name}": getattr(self, f"device_{name}") for name in names} | {
-            "token_create": self.token_create
+            "token_create": self.token_create,
+            "token_revoke": self.token_revoke,
+            "token_revoke_all": self.token_revoke_all,
         }
 
     async def device_add(
@@ -109,7 +118,21 @@ class DeviceOperations:
             max_ttl_s=int(self.settings.auth.max_token_lifetime),
         )
         claims = tokens.read(token).claims
-        return {"token": token, "sub": claims.sub, "expires_at": rfc3339(claims.exp)}
+        return {"token": token, "id": claims.jti, "sub": claims.sub, "expires_at": rfc3339(claims.exp)}
+
+    async def token_revoke(self, *, id: str) -> dict[str, Any]:
+        """Accept a token of `token_create` no more, by its id or its text, and cut off whom it let in."""
+        issuer, auth = ISSUER_PREFIX + self.settings.audience, self.settings.auth
+        until_s = self.clock() + auth.max_token_lifetime + auth.clock_skew
+        jti = _id_of(id, issuer)
+        await self.revoked.revoke(issuer, jti, until_s=until_s)
+        return {"id": jti}
+
+    async def token_revoke_all(self) -> dict[str, Any]:
+        """Accept no token any more that `token_create` has made, and cut off everybody they let in."""
+        count = await self.live.revoke_all_tokens()
+        log.warning("all_tokens_revoked", connections=count)
+        return {"connections": count}
 
     def _needs(self) -> dict[str, Any]:
         mqtt, enrol = self.live.addresses()
@@ -130,3 +153,14 @@ class DeviceOperations:
             "created_at": rfc3339(document.created),
             "connected": self.live.is_connected(document.id),
         }
+
+
+def _id_of(text: str, issuer: str) -> str:
+    """The id of a token, out of the token itself if that is what was given (its signature does not matter)."""
+    jti: str | None = text
+    if text.count(".") == 2:
+        claims = tokens.read(text).claims
+        jti = claims.jti if claims.iss == issuer else None
+    if not jti:
+        raise NotFound("token: expected one of `gateway token create`, or the id that its --json shows")
+    return jti

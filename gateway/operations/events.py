@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import structlog
 
 from edge_protocol import events
 from edge_protocol.errors import Rejected
@@ -16,7 +17,7 @@ from edge_protocol.events import Event, Limits
 from edge_protocol.ids import service_source, uuid7
 from edge_protocol.times import rfc3339
 from gateway.config import Settings
-from gateway.errors import ConfigError, NotFound
+from gateway.errors import ConfigError, Conflict, NotFound
 from gateway.operations.live import Live
 from gateway.ports.bus import (
     Batch,
@@ -29,6 +30,7 @@ from gateway.ports.bus import (
     StoredBatch,
     position,
 )
+from gateway.ports.cursors import NAME_PREFIX
 from gateway.ports.operations import Operations
 from gateway.ports.subscriptions import (
     Deferred,
@@ -41,6 +43,8 @@ from gateway.ports.subscriptions import (
     Waiting,
 )
 from gateway.rules.selection import Selection
+
+log = structlog.get_logger()
 
 _PAGE_BYTES = 1 << 20
 _UUID7_CLOCK_MARGIN_S = 86400.0  # a device's clock may have been this wrong when it made the id
@@ -70,6 +74,7 @@ class EventOperations:
             "events_read",
             "events_publish",
             "handlers_list",
+            "handlers_remove",
             "dead_letters_list",
             "dead_letters_show",
             "dead_letters_replay",
@@ -204,6 +209,26 @@ class EventOperations:
             }
             for state in await self.subscriptions.list()
         ]
+
+    async def handlers_remove(self, *, name: str, dry_run: bool = False) -> dict[str, Any]:
+        """Forget a subscription that nobody will go on with, its place in the log and what it put aside."""
+        if any(handler.name == name for handler in self.settings.handlers):
+            raise Conflict(
+                f"handler {name!r} is in the configuration; take its table out and start the gateway anew first"
+            )
+        found = [state for state in await self.subscriptions.list() if state.spec.name == name]
+        if not found:
+            raise NotFound(f"no handler {name!r}; `gateway handlers list` shows those there are")
+        sessions: Sequence[str] = ()
+        if name.startswith(NAME_PREFIX):
+            sessions = await self.live.remove_cursor(name, dry_run=dry_run)
+        elif not dry_run:
+            await self.subscriptions.remove(name)
+        (state,) = found
+        lost = {"name": name, "lag": state.lag, "waiting": state.waiting, "blocked": state.blocked, "dead": state.dead}
+        if not dry_run:
+            log.warning("handler_removed", handler=name, lag=state.lag, dead_letters=state.dead, sessions=len(sessions))
+        return {**lost, "sessions": list(sessions)}
 
     async def dead_letters_list(
         self, *, handler: str | None = None, after: str | None = None, limit: int = 100

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from gateway.errors import Conflict
+
 
 class Live(Protocol):
     """A running gateway, as the operations see it."""
@@ -15,6 +17,22 @@ class Live(Protocol):
 
     def wake(self, name: str) -> None:
         """Let a handler look at its deferred entries now."""
+        ...
+
+    async def revoke_all_tokens(self) -> int:
+        """Replace the operator key, and cut off everybody that it vouched for; tell how many connections that were.
+
+        Raises:
+            Conflict: What they left cannot be discarded now.
+        """
+        ...
+
+    async def remove_cursor(self, name: str, *, dry_run: bool) -> Sequence[str]:
+        """Remove a durable MQTT subscription and end the sessions that hold it; give their client ids.
+
+        Raises:
+            Conflict: One of their clients is connected, or nobody can know.
+        """
         ...
 
     def is_connected(self, device: str) -> bool | None:
@@ -46,6 +64,14 @@ class Stopped:
 
     def wake(self, name: str) -> None:
         """Nobody sleeps."""
+
+    async def revoke_all_tokens(self) -> int:
+        """The sessions that were opened with the tokens are discarded, too, and only a running gateway does that."""
+        raise Conflict("all tokens are revoked on a running gateway; start it")
+
+    async def remove_cursor(self, name: str, *, dry_run: bool) -> Sequence[str]:  # as `Live` has it
+        """Sessions hold it, and only a running gateway knows them."""
+        raise Conflict(f"handler {name!r}: a subscription of MQTT clients is removed from a running gateway; start it")
 
     def is_connected(self, device: str) -> bool | None:
         """Nobody is."""

@@ -1,6 +1,6 @@
-"""The event bus: a partitioned, durable log of batches, one batch a publish.
+"""The event bus: a partitioned, durable log of batches, one batch a publish, or a run of publishes that are alike.
 
-Positions: an event's position is `row << 10 | index`: the row its publish became and its place in it (a publish has at
+Positions: an event's position is `row << 10 | index`: the row its batch became and its place in it (a batch has at
 most 1,000 events, so 1,024 suffice). Positions of a partition only grow; they are not consecutive.
 """
 
@@ -14,6 +14,7 @@ from typing import Final, Literal, NewType, Protocol
 import msgspec
 
 from edge_protocol.events import Encoding
+from gateway.rules.framed import Packing
 
 Position = NewType("Position", int)
 
@@ -53,7 +54,7 @@ class Span(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What one accepted publish appends.
+    """What one accepted publish appends, or a run of them.
 
     Attributes:
         source: CloudEvents `source`, `/devices/{id}` or `/services/{sub}`: owner of the stream, unit of order.
@@ -61,7 +62,8 @@ class Batch(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         count: Events in the body, 1 to 1,000.
         types: The distinct event types of the body, sorted.
         body: CloudEvents JSON batch, encoded as `encoding` says.
-        encoding: "" for JSON text, "deflate" for raw DEFLATE of it (as the device sent it).
+        encoding: "" for JSON text, "deflate" for raw DEFLATE of it (as the device sent it), "framed" for events without
+            stream and own ids that have all but their data in common (`rules.framed`).
         span: Where the events stand in their stream; None for events without a stream.
         ids: For events without a stream that brought ids of their own: one for each event, for deduplication by
             (source, id) within the window. Empty where the gateway made the ids, and for a span.
@@ -72,7 +74,7 @@ class Batch(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     count: int
     types: tuple[str, ...]
     body: bytes
-    encoding: Encoding = ""
+    encoding: Packing = ""
     span: Span | None = None
     ids: tuple[str, ...] = ()
 

@@ -55,6 +55,14 @@ class Cursors(Protocol):
         """
         ...
 
+    async def remove(self, name: str) -> None:
+        """Forget one that is not open, with what it put aside; one that does not exist is no error.
+
+        Raises:
+            BusUnavailable: Repeat.
+        """
+        ...
+
     async def settle(self) -> None:
         """After a start, when all are open whose sessions lived on: those of groups are retired, the others removed.
 

@@ -108,12 +108,20 @@ class Authenticator(Protocol):
         """
         ...
 
-    async def is_known(self, principal: Principal) -> bool:
-        """Whether a principal may still connect: False for a device that is unknown or disabled.
+    async def is_known(self, principal: Principal, epoch: int) -> bool:
+        """Whether a principal may still connect: False for a device that is unknown, disabled or registered anew.
+
+        Args:
+            principal: Who.
+            epoch: Of the grant that it had.
 
         Raises:
             BusUnavailable: The registry cannot be read now.
         """
+        ...
+
+    def is_revoked(self, principal: Principal, jti: str) -> bool:
+        """Whether a principal's token, by its id, was revoked before its time."""
         ...
 
     async def permissions_of(self, principal: Principal, roles: Sequence[str], epoch: int) -> Permissions:

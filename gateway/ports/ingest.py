@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -96,6 +96,21 @@ class Ingest(Protocol):
         `settle` is called exactly once, on the event loop's thread, possibly before this returns: after the events are
         durable, or with the refusal. A sender that has gone changes nothing: what was taken is stored. Submissions of
         one lane are stored in the order of the calls.
+        """
+        ...
+
+    def submit_run(self, arrival: Arrival, payloads: Sequence[bytes], settle: Callable[[Receipt], None]) -> bool:
+        """Take several publishes over as one: stored together, settled once.
+
+        For bare payloads on a typed topic, which is what a device publishes that knows no CloudEvents.
+
+        Args:
+            arrival: Of the first; the others differ in payload only.
+            payloads: Of all, at least one.
+            settle: As in `submit`, for all of them; not called before this returns.
+
+        Returns:
+            Whether they were taken. If not, nothing has happened, and each is to be submitted for itself.
         """
         ...
 

@@ -17,6 +17,8 @@ from typing import Final, Generic, TypeVar
 from gateway.rules.session import DEFAULT_RECEIVE_MAXIMUM, MAX_PACKET_ID, PROTOCOL_ERROR, Violation
 
 T = TypeVar("T")
+OVERHEAD_BYTES: Final = 512
+"""Of a message that waits, in memory: its delivery, its properties, the objects that hold its topic and payload."""
 
 
 class Stage(Enum):
@@ -37,6 +39,7 @@ class Said(Enum):
     REFUSED = auto()  # PUBREC with a code of 0x80 or more
     PUBCOMP = auto()
     LOST = auto()  # the connection is gone
+    SKIPPED = auto()  # it was sent before, perhaps, and cannot be sent again
 
 
 FLOWS: Final[Mapping[tuple[int, Stage, Said], Stage]] = {
@@ -44,6 +47,7 @@ FLOWS: Final[Mapping[tuple[int, Stage, Said], Stage]] = {
     (1, Stage.SENT, Said.PUBACK): Stage.DONE,
     (1, Stage.SENT, Said.LOST): Stage.WAITING,
     (2, Stage.WAITING, Said.SENT): Stage.SENT,
+    (2, Stage.WAITING, Said.SKIPPED): Stage.RELEASED,  # the client may hold its identifier: PUBREL frees it
     (2, Stage.SENT, Said.PUBREC): Stage.RELEASED,
     (2, Stage.SENT, Said.REFUSED): Stage.DONE,
     (2, Stage.SENT, Said.LOST): Stage.WAITING,
@@ -78,6 +82,11 @@ class Delivery(Generic[T]):
         """1 to 65535; 0 at QoS 0."""
         return self.number % MAX_PACKET_ID + 1 if self.qos else 0
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether it is at QoS 2 and was sent, perhaps on an earlier connection: the client may have it."""
+        return self.qos == 2 and (self.is_repeat or self.stage is not Stage.WAITING)
+
     def move(self, said: Said) -> None:
         """Apply what happened.
 
@@ -93,6 +102,23 @@ class Delivery(Generic[T]):
         self.stage = moved
 
 
+class Queues:
+    """What waits in the queues of all clients together.
+
+    Attributes:
+        size_bytes: What it takes, `OVERHEAD_BYTES` a message included: many small messages are no less of a burden.
+    """
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+    def has_room(self, size_bytes: int, *, bytes_: int) -> bool:
+        """Tell whether one more may wait, where so many bytes may."""
+        return self.size_bytes + size_bytes + OVERHEAD_BYTES <= bytes_
+
+
 class Outbound(Generic[T]):
     """What waits for one client, and what it has not acknowledged.
 
@@ -100,10 +126,12 @@ class Outbound(Generic[T]):
         maximum: Of the client (Receive Maximum), on this connection.
     """
 
-    __slots__ = ("_counted", "_flows", "_flows_bytes", "_next", "_queue", "_queue_bytes", "_unkept", "maximum")
+    __slots__ = ("_all", "_counted", "_flows", "_flows_bytes", "_next", "_queue", "_queue_bytes", "_unkept", "maximum")
 
-    def __init__(self) -> None:
+    def __init__(self, all_: Queues | None = None) -> None:
+        """Begin empty; what waits counts in `all_`, too."""
         self.maximum = DEFAULT_RECEIVE_MAXIMUM
+        self._all = all_ or Queues()
         self._queue: deque[Delivery[T]] = deque()
         self._queue_bytes = 0
         self._flows: dict[int, Delivery[T]] = {}
@@ -158,8 +186,26 @@ class Outbound(Generic[T]):
         else:
             self._queue.remove(delivery)
         self._queue_bytes -= delivery.size_bytes
+        self._all.size_bytes -= delivery.size_bytes + OVERHEAD_BYTES
         self._unkept -= not delivery.qos
         return delivery
+
+    def skip(self, delivery: Delivery[T]) -> None:
+        """Complete the flow of the head of the queue, a repetition at QoS 2, without sending it again: PUBREL is due."""
+        self.drop(delivery)
+        delivery.move(Said.SKIPPED)
+        self._flows[delivery.packet_id] = delivery
+        self._flows_bytes += delivery.size_bytes
+
+    def forget(self) -> list[Delivery[T]]:
+        """Give everything up, and back: nothing of it waits any more."""
+        deliveries = list(self)
+        self._all.size_bytes -= self._queue_bytes + OVERHEAD_BYTES * len(self._queue)
+        self._queue.clear()
+        self._flows.clear()
+        self._queue_bytes = self._flows_bytes = self._counted = self._unkept = 0
+        self._all = Queues()  # whatever a session that has ended is offered is nobody's burden
+        return deliveries
 
     def ready(self, bytes_: int) -> Delivery[T] | None:
         """The next to send, if the client takes it now; unacknowledged are never more than so many bytes, or one."""
@@ -212,8 +258,10 @@ class Outbound(Generic[T]):
         self._flows = {each.packet_id: each for each in self._flows.values() if each.stage is Stage.RELEASED}
         self._flows_bytes = sum(each.size_bytes for each in self._flows.values())
         self._counted = self._unkept = 0
+        before_bytes = self._queue_bytes + OVERHEAD_BYTES * len(self._queue)
         self._queue = deque([*again, *kept])
         self._queue_bytes = sum(each.size_bytes for each in self._queue)
+        self._all.size_bytes += self._queue_bytes + OVERHEAD_BYTES * len(self._queue) - before_bytes
         return lost
 
     def released(self) -> list[Delivery[T]]:
@@ -223,6 +271,7 @@ class Outbound(Generic[T]):
     def _append(self, delivery: Delivery[T]) -> None:
         self._queue.append(delivery)
         self._queue_bytes += delivery.size_bytes
+        self._all.size_bytes += delivery.size_bytes + OVERHEAD_BYTES
         self._unkept += not delivery.qos
 
 

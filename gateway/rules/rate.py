@@ -6,8 +6,8 @@ from __future__ import annotations
 class TokenBucket:
     """So many units a second, and a burst of them at once.
 
-    What has been read cannot be unread, so a take always succeeds; it tells how long the debt lasts, and whoever asked
-    stops reading for that long.
+    What has been read cannot be unread, so a `take` always succeeds; it tells how long the debt lasts, and whoever asked
+    stops reading for that long. Where one can say no there is `take_if_there`.
     """
 
     __slots__ = ("_capacity", "_level", "_rate_per_s", "_since_s")
@@ -26,7 +26,18 @@ class TokenBucket:
 
     def take(self, amount: float, now_s: float) -> float:
         """Take some units out; tell for how many seconds nothing more should be taken (0: go on)."""
-        gained = (now_s - self._since_s) * self._rate_per_s
-        self._level = min(self._capacity, self._level + gained) - amount
-        self._since_s = now_s
+        self._fill(now_s)
+        self._level -= amount
         return max(0.0, -self._level / self._rate_per_s)
+
+    def take_if_there(self, amount: float, now_s: float) -> bool:
+        """Take some units out if there are so many: for what can be refused. Tell whether there were."""
+        self._fill(now_s)
+        is_there = self._level >= amount
+        self._level -= amount if is_there else 0
+        return is_there
+
+    def _fill(self, now_s: float) -> None:
+        gained = (now_s - self._since_s) * self._rate_per_s
+        self._level = min(self._capacity, self._level + gained)
+        self._since_s = now_s

@@ -1,8 +1,7 @@
 """The life of an MQTT connection as a table, and the counts that both ends keep (MQTT 5.0, chapters 3 and 4).
 
-Owns which packet may come in which state and what breaks a rule; packet identifiers; Receive Maximum; keep-alive. It
-knows no socket, codec or clock: packets are named by their MQTT numbers, times are handed in. QoS 2 flows, durable
-sessions and wills with delay widen `MOVES` and the counts; they need no other machine.
+Owns which packet may come in which state and what breaks a rule; Receive Maximum; keep-alive. It knows no socket, codec or
+clock: packets are named by their MQTT numbers, times are handed in. What outlives a connection is in `rules.flows`.
 """
 
 from __future__ import annotations
@@ -159,53 +158,26 @@ class ReceiveWindow:
         self.maximum = maximum
         self.waiting = 0
 
-    def open(self) -> None:
-        """Count a PUBLISH.
+    @property
+    def room(self) -> int:
+        """How many more may come."""
+        return self.maximum - self.waiting
+
+    def open(self, count: int = 1) -> None:
+        """Count one PUBLISH, or as many as there is room for.
 
         Raises:
             Violation: One more than announced [MQTT-3.3.4-7].
         """
-        if self.waiting >= self.maximum:
+        if self.waiting + count > self.maximum:
             raise Violation(
                 RECEIVE_MAXIMUM_EXCEEDED, f"more than {self.maximum} unacknowledged PUBLISH packets [MQTT-3.3.4-7]"
             )
-        self.waiting += 1
+        self.waiting += count
 
-    def close(self) -> None:
+    def close(self, count: int = 1) -> None:
         """Count its acknowledgement."""
-        self.waiting -= 1
-
-
-class SendWindow:
-    """Identifiers of what we sent at QoS > 0, at most the client's Receive Maximum at a time [MQTT-3.3.4-9]."""
-
-    __slots__ = ("_last", "_used", "maximum")
-
-    def __init__(self, maximum: int = DEFAULT_RECEIVE_MAXIMUM) -> None:
-        self.maximum = maximum
-        self._used: set[int] = set()
-        self._last = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more may be sent until an acknowledgement comes."""
-        return len(self._used) >= self.maximum
-
-    def take(self) -> int:
-        """Give an identifier that is not in use [MQTT-2.2.1-3]; only while the window is not full."""
-        last = self._last % MAX_PACKET_ID + 1
-        while last in self._used:
-            last = last % MAX_PACKET_ID + 1
-        self._used.add(last)
-        self._last = last
-        return last
-
-    def free(self, packet_id: int) -> bool:
-        """Take an acknowledged identifier back; False if it was not in use."""
-        if packet_id not in self._used:
-            return False
-        self._used.remove(packet_id)
-        return True
+        self.waiting -= count
 
 
 def keep_alive_to_use(asked_s: int, cap_s: int) -> int:

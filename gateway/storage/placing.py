@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from edge_protocol.events import Encoding, deflate, event_ids, split_batch
+from edge_protocol.events import deflate, event_ids, split_batch
 from gateway.ports.bus import Batch, Forked, Span
+from gateway.rules.framed import Packing, unframed
 from gateway.rules.ranges import MAX_SEQUENCE, MAX_STREAMS, Interval, Misfit, Range, fit, runs
 
 MAX_EVENTS = 1000  # a batch: fewer than a position has indexes
@@ -23,7 +24,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     count: int
     types: tuple[str, ...]
     body: bytes
-    encoding: Encoding
+    encoding: Packing
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -79,7 +80,7 @@ def place_span(batch: Batch, span: Span, streams: Mapping[str, tuple[Range, ...]
         span.first + batch.count - 1,
         settled=span.settled,
         tail=span.last_id,
-        id_of=lambda sequence: event_ids(batch.body, batch.encoding)[sequence - span.first],
+        id_of=lambda sequence: event_ids(*unframed(batch.body, batch.encoding))[sequence - span.first],
     )
     if isinstance(result, Misfit):
         return Forked(result.detail, result.rule)
@@ -114,14 +115,15 @@ def _cut(batch: Batch, parts: Sequence[Interval], sequence: int | None) -> tuple
         return ()
     if parts == [(0, batch.count - 1)]:
         return (whole(batch, sequence or 0),)
-    texts = split_batch(batch.body, batch.encoding, parts)
+    body, encoding = unframed(batch.body, batch.encoding)
+    texts = split_batch(body, encoding, parts)
     return tuple(
         Piece(
             first=0 if sequence is None else sequence + first,
             count=last - first + 1,
             types=tuple(sorted({event.type for event in _typed.decode(text)})),
-            body=deflate(text) if batch.encoding else text,
-            encoding=batch.encoding,
+            body=deflate(text) if encoding else text,
+            encoding=encoding,
         )
         for (first, last), text in zip(parts, texts, strict=True)
     )

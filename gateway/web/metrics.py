@@ -1,7 +1,7 @@
 """Metrics for Prometheus: reads snapshots of plain numbers when asked, keeps none of its own.
 
-`FAMILIES` is the list of all that is exported, with units and at most one label each, of few values: a handler's name or
-a reason code, never a device. The parts count in plain integers and know nothing of Prometheus.
+`FAMILIES` is the list of all that is exported, with units and at most one label each, of few values: a handler's name,
+a reason code or a cause, never a device. The parts count in plain integers and know nothing of Prometheus.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "connections": Family("gauge", "MQTT connections that are open"),
     "connects": Family("counter", "CONNECT packets by how they were answered", "reason_code"),
     "publishes": Family("counter", "PUBLISH packets by how they were answered", "reason_code"),
+    "queued_bytes": Family("gauge", "Bytes that wait in the queues of all MQTT sessions, with 512 a message"),
+    "messages_dropped": Family("counter", "Messages not delivered to an MQTT subscriber", "cause"),
     "publish_bytes": Family("counter", "Bytes of payloads published on event topics"),
     "events_stored": Family("counter", "Events of devices stored durably"),
     "events_duplicate": Family("counter", "Events of devices that had been stored before, and were not stored again"),

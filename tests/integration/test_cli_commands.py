@@ -17,9 +17,9 @@ COMMANDS = [
     "stats",
     "demo",
     *(f"device {verb}" for verb in ("add", "list", "show", "disable", "enable", "remove")),
-    "token create",
+    *(f"token {verb}" for verb in ("create", "revoke")),
     *(f"events {verb}" for verb in ("show", "tail", "publish")),
-    "handlers list",
+    *(f"handlers {verb}" for verb in ("list", "remove")),
     *(f"dead-letters {verb}" for verb in ("list", "show", "replay", "discard")),
 ]
 

@@ -87,6 +87,17 @@ class Operations:
     async def handlers_list(self):
         return [{"name": "orders", "url": "http://x", "state": "down", "lag": 5, "cause": "refused"}]
 
+    async def handlers_remove(self, **arguments):
+        self.asked.append(arguments)
+        return {"name": arguments["name"], "lag": 5, "waiting": 0, "blocked": 0, "dead": 1, "sessions": ["till-1"]}
+
+    async def token_revoke(self, **arguments):
+        self.asked.append(arguments)
+        return {"id": "0199"}
+
+    async def token_revoke_all(self):
+        return {"connections": 3}
+
     async def dead_letters_list(self, *, handler, after, limit):
         rows = [{"id": f"orders:{n}", "type": "t", "attempts": 10, "cause": "HTTP 500"} for n in (1, 2)]
         return (
@@ -191,6 +202,29 @@ async def test_a_token_stands_alone_on_stdout(folder, gateway):
     code, out, err = await run(folder, "token", "create", "--role", "service", "--name", "orders", "--ttl", "30m")
     assert (code, out, err) == (0, "a.b.c\n", "for orders, until 2026-11-23T17:30:00Z\n")
     assert gateway.asked == [{"role": "service", "name": "orders", "ttl_s": 1800.0}]
+
+
+async def test_a_removed_handler_is_shown_as_it_was(folder, gateway):
+    """What is lost with it is printed; with --dry-run nothing is."""
+    name = "mqtt:service/billing:devices/+/events/#"
+    code, out, err = await run(folder, "handlers", "remove", name)
+    assert (code, err) == (0, "removed\n")
+    assert out.splitlines()[1].split() == [name, "5", "0", "0", "1", '["till-1"]']
+    code, out, err = await run(folder, "handlers", "remove", name, "--dry-run", "--json")
+    assert (code, err, json.loads(out)["lag"]) == (0, "", 5)
+    assert gateway.asked == [{"name": name, "dry_run": False}, {"name": name, "dry_run": True}]
+
+
+async def test_tokens_are_revoked_by_id_or_all(folder, gateway):
+    """One or all, never both or neither."""
+    assert await run(folder, "token", "revoke", "0199") == (0, "0199 revoked\n", "")
+    assert await run(folder, "token", "revoke", "--all") == (0, "all tokens revoked\n", "")
+    assert json.loads((await run(folder, "token", "revoke", "--all", "--json"))[1]) == {"connections": 3}
+    assert gateway.asked == [{"id": "0199"}]
+    for wrong in ((), ("0199", "--all")):
+        code, out, err = await run(folder, "token", "revoke", *wrong)
+        assert (code, out) == (2, "")
+        assert "expected an ID, or --all" in err
 
 
 async def test_publish_reads_data_from_the_line_stdin_or_a_file(folder, gateway):

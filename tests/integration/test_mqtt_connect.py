@@ -219,6 +219,37 @@ async def test_connection_cap():
         await run.client("dev5")
 
 
+@pytest.mark.parametrize(("number", "code"), [(1, 0), (2, 0), (3, 0x9F)])
+async def test_connection_rate(number, code):
+    """Beyond so many CONNECTs a second CONNACK says 0x9F and when to come back, before any token is checked."""
+    async with running(limits={"connects_per_s": 1.0}) as run:
+        for n in range(number):
+            client = await run.raw()
+            await client.connect(f"dev{n}")
+        assert client.connack.reason_code == code
+        assert run.authenticator.calls == min(number, 2)
+        if code:
+            assert 2 <= int(pairs(client.connack, "retry-after")[0]) <= 30
+            reason = "overloaded: too many connections a second"
+            assert client.connack.properties.reason_string == reason
+            assert await client.ended() == []
+            old = await run.raw(Version.V311)
+            assert (await old.connect("dev4")).reason_code == ReasonCode.SERVER_UNAVAILABLE
+
+
+async def test_refused_connections_cost_no_rate():
+    """Who is refused for the rate takes nothing from it: a second later one is let in, however many try."""
+    async with running(limits={"connects_per_s": 1.0}) as run:
+        for n in range(2):
+            await run.client(f"dev{n}")
+        tries = 0
+        async with asyncio.timeout(5):
+            while run.server.stats.accepted < 3:
+                tries += 1
+                await (await run.raw()).connect("dev3")
+        assert tries > 1
+
+
 @BOTH
 async def test_keep_alive(version):
     """A client that was not heard for one and a half intervals is ended; one that pings is not."""

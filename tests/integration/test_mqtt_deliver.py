@@ -84,6 +84,18 @@ async def test_subscriptions_are_bounded(count, last):
         assert [int(code) for code in (await client.read()).reason_codes] == [1] * (count - 1) + [last, 1]
 
 
+@pytest.mark.parametrize(("length", "code"), [(8575, 1), (8576, 1), (8577, 0x97), (1024, 1)])
+async def test_filters_of_a_session_are_bounded(length, code):
+    """All filters of a session have one bound, since they are one value in the store; the same one again is none more."""
+    async with running() as run:
+        client = await run.client("x", token_=token("ann", "operator", iss="id"))
+        long = [f"chat/{n:02d}".ljust(65_000, "x") for n in range(16)]
+        for filter_ in (*long, long[0], "chat/last".ljust(length, "x")):
+            client.send(Subscribe(packet_id=7, subscriptions=(Subscription(topic_filter=filter_, qos=1),)))
+            answer = await client.read()
+        assert [int(each) for each in answer.reason_codes] == [code]
+
+
 async def test_malformed_filter():
     """A filter that is none ends the connection with 0x8F."""
     async with running() as run:

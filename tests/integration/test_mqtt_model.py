@@ -35,7 +35,7 @@ WEIGHTS = {
     "hold": 4,
     "step": 4,
     "go": 4,
-    "fail": 2,
+    "fail": 3,
     "wait": 1,
     "stall": 1,
     "flow": 2,
@@ -156,8 +156,17 @@ class World:
         self.disk.is_single = False
         self.disk.gate.set()
 
-    def fail(self, _peer, number) -> None:
+    def fail(self, peer, number) -> None:
+        """The next writes fail, perhaps with newer changes of the same keys waiting behind the first."""
+        if number % 4 < 2:
+            self.hold(peer, 0)
+            self.loop.settle()
+            peer.lose()
+            self.loop.settle()
+            peer.dial(self.gateway)
+            self.loop.settle()
         self.disk.failures = [bool(number % 2)] * (1 + number % 3)
+        self.go(peer, 0)
 
     def wait(self, _peer, number) -> None:
         self.loop.settle(0.2 * number)

@@ -1,7 +1,7 @@
 """QoS 2 over real sockets, both ways: taken once, delivered once, acknowledged when durable (section 4.3.3)."""
 
 import pytest
-from mqtt_kit import FakeIngest, FakeState, eventually, properties, publish, running, token
+from mqtt_kit import FakeAuthenticator, FakeIngest, FakeState, eventually, properties, publish, running, token
 
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import (
@@ -20,6 +20,7 @@ from gateway.mqtt.codec import (
     Will,
 )
 from gateway.ports.ingest import STORED, Receipt
+from gateway.rules.policy import Policy, PolicyRule
 
 BOTH = pytest.mark.parametrize("version", list(Version))
 EVENTS = "devices/dev1/events/x"
@@ -155,18 +156,16 @@ async def test_received_identifiers_survive(version):
 
 
 async def test_no_pubrec_before_the_identifier_is_durable():
-    """A session that cannot be written: PUBREC 0x83, the connection ends, nothing is taken for received."""
+    """While the session cannot be written PUBREC waits: an error would have the event sent, and stored, again."""
     async with running() as run:
         client = await run.client(**lasting(Version.V5))
         run.state.failure = BusUnavailable("disk")
         client.send(publish(EVENTS, qos=2, packet_id=7))
-        answer, last = await client.ended()
-        assert (answer.reason_code, last.reason_code) == (0x83, 0x83)
-        assert answer.properties.reason_string == "session-unavailable: the session could not be stored"
+        client.send(publish(EVENTS, qos=2, packet_id=7, dup=True))
+        assert await alive(client)
         run.state.failure = None
-        again = await run.client(**lasting(Version.V5))
-        again.send(Pubrel(packet_id=7))
-        assert (await again.read()).reason_code == ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
+        assert await client.read() == Pubrec(packet_id=7)
+        assert len(run.ingest.arrivals) == 1
 
 
 async def test_a_repetition_waits_for_the_first():
@@ -331,3 +330,101 @@ async def test_settles_after_its_session_is_gone():
         run.ingest.pending[0][1](STORED)
         assert await alive(again)
         await eventually(lambda: not [key for key in run.state.values if key.startswith("session/")])
+
+
+def without_messages():
+    """A policy by which operators receive nothing."""
+    return Policy([PolicyRule(role="operator", publish=("chat/#",), subscribe=("other/#",))])
+
+
+async def begun(run, version):
+    """A durable reader that has a message at QoS 2, and was cut off before it could say so."""
+    reader = await operator(run, "r", "chat/#", **lasting(version))
+    writer = await operator(run, "w")
+    writer.send(publish("chat/a", b"x" * 100, qos=2, packet_id=1))
+    assert await writer.read() == Pubrec(packet_id=1)
+    first = await reader.read()
+    await reader.aclose()
+    await eventually(lambda: run.server.stats.connections == 1)
+    return first.packet_id
+
+
+@BOTH
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_begun_flow_that_policy_forbids_is_completed(version, is_restarted):
+    """The client may hold the identifier of a message that it may not have any more: PUBREL frees it, then the flow is gone."""
+    async with running() as run:
+        packet_id = await begun(run, version)
+        state = FakeState(run.state.values) if is_restarted else None
+        if not is_restarted:
+            run.authenticator.policy = without_messages()
+            await completed(run, version, packet_id)
+    if state is not None:
+        async with running(state=state, authenticator=FakeAuthenticator(without_messages())) as run:
+            await completed(run, version, packet_id)
+
+
+async def completed(run, version, packet_id, **connecting):
+    """Come back: only PUBREL is owed."""
+    again = await operator(run, "r", **(lasting(version) | connecting))
+    assert again.connack.session_present
+    assert await again.read() == Pubrel(packet_id=packet_id)
+    assert await alive(again)
+    again.send(Pubcomp(packet_id=packet_id))
+    assert await alive(again)
+    await eventually(lambda: not [key for key in run.state.values if "/out/" in key])
+    assert sum(run.server.stats.dropped[cause] for cause in ("not-authorized", "packet-too-large")) == 1
+
+
+async def test_a_begun_flow_that_is_too_large_now_is_completed():
+    """A client that comes back with a smaller Maximum Packet Size gets PUBREL in place of what is over it."""
+    async with running() as run:
+        packet_id = await begun(run, Version.V5)
+        small = properties(session_expiry_interval=100, maximum_packet_size=90)
+        await completed(run, Version.V5, packet_id, properties=small)
+
+
+async def test_a_flow_that_has_not_begun_is_dropped():
+    """What the client never saw is discarded as if it had been sent: no PUBREL, and the next message follows."""
+    async with running() as run:
+        reader = await operator(run, "r", "chat/#", **lasting(Version.V5))
+        await reader.aclose()
+        await eventually(lambda: run.server.stats.connections == 0)
+        writer = await operator(run, "w")
+        for packet_id, size in ((1, 100), (2, 1)):
+            writer.send(publish("chat/a", b"x" * size, qos=2, packet_id=packet_id))
+            assert await writer.read() == Pubrec(packet_id=packet_id)
+        small = properties(session_expiry_interval=100, maximum_packet_size=90)
+        again = await operator(run, "r", **(lasting(Version.V5) | {"properties": small}))
+        assert (await again.read()).payload == b"x"
+        assert run.server.stats.dropped["packet-too-large"] == 1
+
+
+async def test_a_begun_flow_is_given_to_no_other_member():
+    """A shared message that one member may hold at QoS 2 goes to no other when policy takes it away [MQTT-4.8.2-5]."""
+    async with running() as run:
+        reader = await operator(run, "r", "$share/g/chat/#", **lasting(Version.V5))
+        writer = await operator(run, "w")
+        writer.send(publish("chat/a", b"m", qos=2, packet_id=1))
+        assert await writer.read() == Pubrec(packet_id=1)
+        packet_id = (await reader.read()).packet_id
+        await reader.aclose()
+        await eventually(lambda: run.server.stats.connections == 1)
+        other = await operator(run, "other", "$share/g/chat/#")
+        run.authenticator.policy = without_messages()
+        again = await operator(run, "r", **lasting(Version.V5))
+        assert await again.read() == Pubrel(packet_id=packet_id)
+        assert await alive(other)
+
+
+async def test_second_pubrel_waits_for_the_release():
+    """PUBCOMP lets the client use the identifier again, so the second one, too, comes when its release is durable."""
+    async with running() as run:
+        client = await run.client(**lasting(Version.V5))
+        await client.publish(EVENTS, qos=2, packet_id=7)
+        run.state.failure = BusUnavailable("disk")
+        client.send(Pubrel(packet_id=7), Pubrel(packet_id=7))
+        assert await alive(client)
+        run.state.failure = None
+        codes = [(await client.read()).reason_code for _ in range(2)]
+        assert codes == [0, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND]

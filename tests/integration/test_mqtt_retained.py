@@ -5,7 +5,7 @@ import time
 
 import pytest
 from certified import Authority, served
-from mqtt_kit import FakeAuthenticator, FakeState, eventually, properties, running, token
+from mqtt_kit import FakeAuthenticator, FakeState, eventually, properties, publish, running, token
 from mqttjs_client import options, play
 
 from gateway.errors import BusUnavailable
@@ -15,6 +15,7 @@ from gateway.mqtt.codec import (
     Pingresp,
     Puback,
     Publish,
+    ReasonCode,
     Suback,
     Subscribe,
     Subscription,
@@ -209,12 +210,18 @@ async def test_restored():
 
 
 async def test_acknowledged_after_the_commit():
-    """When the store fails, a retained publish is not acknowledged but refused with 0x83."""
+    """While the store fails, a retained publish is not acknowledged; one that comes then is refused, at QoS 0 too."""
     async with running() as run:
-        ann = await run.client("ann", **ANN)
+        ann, bob, eve = [await run.client(name, **ANN) for name in ("ann", "bob", "eve")]
         run.state.failure = BusUnavailable("no disk")
-        assert (await ann.publish("chat/a", retain=True)).reason_code == 0x83
+        ann.send(publish("chat/a", retain=True))
+        await eventually(lambda: run.server._hub.journal.is_failing)
+        assert (await bob.publish("chat/a", b"newer", retain=True)).reason_code == 0x83
+        eve.send(publish("chat/a", b"newest", retain=True, qos=0, packet_id=0))
+        assert [each.reason_code for each in await eve.ended()] == [0x83]
         run.state.failure = None
+        assert (await ann.read()).reason_code == ReasonCode.NO_MATCHING_SUBSCRIBERS
+        assert b"newe" not in run.state.values["retained/chat/a"]
 
 
 @pytest.mark.parametrize("over", [0, 1])
@@ -289,6 +296,28 @@ async def test_gone_with_the_publisher():
         run.server.disconnect(Principal(PrincipalKind.CLIENT, "id", "ann"))
         assert [kept.message.topic for kept in run.server._hub.retained.under("#")] == ["chat/b"]
         await eventually(lambda: "retained/chat/a" not in run.state.values)
+
+
+FREE = Policy([PolicyRule(role="simple-device", publish=("free/#",), subscribe=("free/#",), require_envelope=False)])
+
+
+@pytest.mark.parametrize("epoch", [7, 8])
+async def test_gone_with_the_registration(epoch):
+    """What a device retained, by its will too, is not shown as that of a device that got its id while nobody looked."""
+    authenticator = FakeAuthenticator(FREE)
+    authenticator.epoch = 7
+    async with running(authenticator=authenticator) as run:
+        will = Will(topic="free/will", payload=b"lost", qos=1, retain=True)
+        device = await run.client("dev1", will=will)
+        await keep(device, "free/said")
+        device.writer.transport.abort()
+        await eventually(lambda: "retained/free/will" in run.state.values)
+        stopped = FakeState(run.state.values)
+    authenticator.epoch = epoch
+    async with running(state=stopped, authenticator=authenticator) as run:
+        found = sorted(kept.message.topic for kept in run.server._hub.retained.under("#"))
+        assert found == (["free/said", "free/will"] if epoch == 7 else [])
+        await eventually(lambda: sum(key.startswith("retained/") for key in stopped.values) == len(found))
 
 
 async def test_more_than_a_queue_holds():

@@ -1,94 +1,14 @@
 """Sessions over real sockets: begun, resumed, taken over, expired, and taken up again after a crash (section 4.1)."""
 
-import asyncio
-import time
-from functools import partial
-
+import msgspec
 import pytest
-from mqtt_kit import FakeState, eventually, properties, publish, running, token
+from lasting import ANN, Clock, alive, gone, kept, lasting, operator
+from mqtt_kit import FakeState, eventually, properties, running, token
 
-from edge_protocol.events import Event
-from gateway.errors import BusUnavailable
-from gateway.mqtt.codec import (
-    Disconnect,
-    Pingreq,
-    Pingresp,
-    Puback,
-    Publish,
-    ReasonCode,
-    Subscribe,
-    Subscription,
-    Unsubscribe,
-    Version,
-)
-from gateway.mqtt.messages import Message
-from gateway.ports.identity import Principal, PrincipalKind
-from gateway.rules.sharing import Fate
+from gateway.mqtt.codec import Disconnect, Puback, ReasonCode, Subscribe, Subscription, Unsubscribe, Version
+from gateway.mqtt.records import Out
 
 BOTH = pytest.mark.parametrize("version", list(Version))
-ANN = Principal(PrincipalKind.CLIENT, "id", "ann")
-
-
-class Clock:
-    """Unix time that a test can move."""
-
-    def __init__(self):
-        self.ahead_s = 0.0
-
-    def __call__(self):
-        return time.time() + self.ahead_s
-
-
-def lasting(version=Version.V5, expiry_s=100, **more):
-    if version is Version.V311:
-        return {"version": version, "clean_start": False}
-    return {
-        "version": version,
-        "clean_start": False,
-        "properties": properties(session_expiry_interval=expiry_s, **more),
-    }
-
-
-async def operator(run, client_id="tool", *filters, qos=1, options=None, **connecting):
-    client = await run.client(client_id, token_=token("ann", "operator", iss="id"), **connecting)
-    if filters:
-        wanted = tuple(Subscription(topic_filter=each, qos=qos, **(options or {})) for each in filters)
-        client.send(Subscribe(packet_id=1, subscriptions=wanted))
-        assert all(code == qos for code in (await client.read()).reason_codes)
-    return client
-
-
-async def gone(run, client):
-    before = run.server.stats.connections
-    await client.aclose()
-    await eventually(lambda: run.server.stats.connections < before)
-
-
-async def alive(client):
-    client.send(Pingreq())
-    return await client.read() == Pingresp()
-
-
-def kept(state):
-    return [key for key in state.values if key.startswith("session/")]
-
-
-@BOTH
-async def test_offline_messages(version):
-    """What is published at QoS 1 to an absent session is delivered on its return, in order; QoS 0 is not."""
-    async with running() as run:
-        reader = await operator(run, "r", "chat/#", **lasting(version))
-        await gone(run, reader)
-        writer = await operator(run, "w")
-        for n in range(4):
-            writer.send(publish("chat/a", b"%d" % n, qos=n % 2, packet_id=n % 2 * (n + 1)))
-        assert [(await writer.read()).packet_id for _ in range(2)] == [2, 4]
-        again = await operator(run, "r", **lasting(version))
-        assert again.connack.session_present
-        got = [await again.read() for _ in range(2)]
-        assert [(each.payload, each.dup) for each in got] == [(b"1", False), (b"3", False)]
-        assert await alive(again)
-        assert run.server.stats.dropped["offline"] == 2
 
 
 @BOTH
@@ -146,8 +66,8 @@ async def test_background_expiry():
 
 async def test_never_expires():
     """0xFFFFFFFF is for ever (3.1.2.11.2)."""
-    clock = Clock()
-    async with running(clock=clock) as run:
+    clock, limits = Clock(), {"session_expiry_s": 0xFFFFFFFF}
+    async with running(clock=clock, limits=limits) as run:
         await gone(run, await operator(run, "r", "chat/#", **lasting(expiry_s=0xFFFFFFFF)))
         await eventually(lambda: kept(run.state))
         crashed = FakeState(run.state.values)
@@ -156,13 +76,36 @@ async def test_never_expires():
         assert len(run.server._hub.sessions) == 1
 
 
-async def test_expiry_of_311():
-    """A 3.1.1 session without clean session lives as long as the limit says."""
-    clock = Clock()
-    async with running(clock=clock, limits={"session_expiry_311_s": 50}) as run:
+@pytest.mark.parametrize(("longest_s", "granted_s"), [(49, 49), (50, 50), (51, 50)])
+async def test_expiry_of_311(longest_s, granted_s):
+    """A 3.1.1 session without clean session lives as long as its limit says, and no longer than any may."""
+    async with running(limits={"session_expiry_311_s": 50, "session_expiry_s": longest_s}) as run:
         await gone(run, await operator(run, "r", "chat/#", **lasting(Version.V311)))
         (session,) = run.server._hub.sessions.of(ANN)
-        assert session.expiry_s == 50
+        assert session.expiry_s == granted_s
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "granted_s", "said_s"),
+    [(0, 0, None), (99, 99, None), (100, 100, None), (101, 100, 100), (2**32 - 1, 100, 100)],
+)
+async def test_longest_expiry(asked_s, granted_s, said_s):
+    """A client that asks for a longer Session Expiry Interval than the longest gets that, and is told (3.2.2.3.2)."""
+    async with running(limits={"session_expiry_s": 100}) as run:
+        client = await operator(run, "r", **lasting(expiry_s=asked_s))
+        assert client.connack.properties.session_expiry_interval == said_s
+        (session,) = run.server._hub.sessions.of(ANN)
+        assert session.expiry_s == granted_s
+
+
+async def test_disconnect_asks_for_no_longer_expiry_than_the_longest():
+    """An interval that DISCONNECT names has the same bound as that of CONNECT."""
+    async with running(limits={"session_expiry_s": 100}) as run:
+        client = await operator(run, "r", **lasting(expiry_s=50))
+        client.send(Disconnect(properties=properties(session_expiry_interval=0xFFFFFFFF)))
+        assert await client.ended() == []
+        (session,) = run.server._hub.sessions.of(ANN)
+        assert session.expiry_s == 100
 
 
 @pytest.mark.parametrize(("expiry_s", "present"), [(0, False), (50, True)])
@@ -271,102 +214,6 @@ async def test_shutdown_keeps_sessions():
         assert [(each.payload, each.dup) for each in got] == [(b"0", True), (b"1", False)]
 
 
-async def test_puback_comes_after_the_queues():
-    """The publisher's PUBACK waits until the queues of durable subscribers are written; 0x83 if they cannot be."""
-    async with running() as run:
-        await gone(run, await operator(run, "r", "chat/#", **lasting()))
-        writer = await operator(run, "w")
-        await writer.publish("chat/a", b"m")
-        assert any("/out/" in key for key in run.state.values)
-        run.state.failure = BusUnavailable("disk")
-        writer.send(publish("chat/a"))
-        answer, last = await writer.ended()
-        assert (answer.reason_code, last.reason_code) == (0x83, 0x83)
-        reason = "queue-unavailable: the message could not be stored for its subscribers"
-        assert answer.properties.reason_string == reason
-        run.state.failure = None
-
-
-async def test_suback_comes_after_the_subscription():
-    """SUBACK of a durable session waits until the subscription is written."""
-    async with running() as run:
-        client = await operator(run, "r", **lasting())
-        run.state.failure = BusUnavailable("disk")
-        client.send(Subscribe(packet_id=1, subscriptions=(Subscription(topic_filter="chat/#", qos=1),)))
-        assert await alive(client)
-        run.state.failure = None
-        assert (await client.read()).packet_id == 1
-
-
-async def test_connack_comes_after_the_session():
-    """A session that cannot be written is not promised: CONNACK 0x88 with `retry-after`; others are let in."""
-    async with running() as run:
-        run.state.failure = BusUnavailable("disk")
-        client = await run.raw()
-        refused = await client.connect(**lasting())
-        assert refused.reason_code == ReasonCode.SERVER_UNAVAILABLE
-        assert refused.properties.reason_string == "session-unavailable: try again later"
-        assert await alive(await run.client("dev2"))
-        run.state.failure = None
-
-
-@pytest.mark.parametrize(("messages", "kept_"), [(2, [b"1", b"2"]), (3, [b"1", b"2", b"3"]), (4, [b"1", b"2", b"3"])])
-async def test_queue_is_bounded_by_count(messages, kept_):
-    """A full queue refuses the newest, counts it, and the publisher is not held up."""
-    async with running(limits={"queue_messages": 3}) as run:
-        await gone(run, await operator(run, "r", "chat/#", **lasting()))
-        writer = await operator(run, "w")
-        for n in range(1, messages + 1):
-            assert (await writer.publish("chat/a", b"%d" % n)).reason_code == 0
-        again = await operator(run, "r", **lasting())
-        assert [(await again.read()).payload for _ in kept_] == kept_
-        assert await alive(again)
-        assert run.server.stats.dropped["queue-full"] == messages - len(kept_)
-
-
-@pytest.mark.parametrize(("extra", "dropped"), [(-1, 0), (0, 0), (1, 1)])
-async def test_queue_is_bounded_by_bytes(extra, dropped):
-    """Payloads and topics together fill a queue up to its bound, not beyond."""
-    async with running(limits={"queue_bytes": 1000}) as run:
-        await gone(run, await operator(run, "r", "chat/#", **lasting()))
-        writer = await operator(run, "w")
-        await writer.publish("chat/a", b"x" * 494)
-        await writer.publish("chat/a", b"x" * (494 + extra))
-        assert run.server.stats.dropped["queue-full"] == dropped
-
-
-async def test_expired_messages_make_room():
-    """What has expired leaves a full queue before anything is refused."""
-    async with running(limits={"queue_messages": 2}) as run:
-        await gone(run, await operator(run, "r", "chat/#", **lasting()))
-        writer = await operator(run, "w")
-        await writer.publish("chat/a", b"1", properties=properties(message_expiry_interval=1))
-        await writer.publish("chat/a", b"2")
-        await asyncio.sleep(1.1)  # the interval itself
-        await writer.publish("chat/a", b"3")
-        again = await operator(run, "r", **lasting())
-        assert [(await again.read()).payload for _ in range(2)] == [b"2", b"3"]
-        assert run.server.stats.dropped["expired"] == 1
-
-
-async def test_expiry_is_counted_while_queued():
-    """A message's interval goes on while it waits, across a restart too; what is left is sent along [MQTT-3.3.2-6]."""
-    clock = Clock()
-    async with running(clock=clock) as run:
-        await gone(run, await operator(run, "r", "chat/#", **lasting(expiry_s=1000)))
-        writer = await operator(run, "w")
-        for seconds in (30, 60):
-            await writer.publish("chat/a", b"%d" % seconds, properties=properties(message_expiry_interval=seconds))
-        crashed = FakeState(run.state.values)
-    clock.ahead_s = 40
-    async with running(clock=clock, state=crashed) as run:
-        again = await operator(run, "r", **lasting())
-        got = await again.read()
-        assert got.payload == b"60"
-        assert got.properties.message_expiry_interval in (18, 19, 20)
-        assert run.server.stats.dropped["expired"] == 1
-
-
 async def test_sessions_of_one_principal_are_bounded():
     """A principal has a bounded number of sessions; its own again is none more."""
     async with running(limits={"sessions": 2}) as run:
@@ -377,74 +224,6 @@ async def test_sessions_of_one_principal_are_bounded():
         assert refused.connack.reason_code == ReasonCode.QUOTA_EXCEEDED
         assert refused.connack.properties.reason_string == "sessions: this principal has 2 already"
         assert (await operator(run, "a", **lasting())).connack.session_present
-
-
-async def test_topic_aliases_for_the_client():
-    """A client that takes aliases gets each topic once, then its alias; beyond its maximum, and after a return, topics."""
-    async with running() as run:
-        reader = await operator(run, "r", "chat/#", **lasting(topic_alias_maximum=1))
-        writer = await operator(run, "w")
-
-        async def seen(client, *topics):
-            found = []
-            for topic in topics:
-                await writer.publish(topic)
-                packet = await client.read()
-                client.send(Puback(packet_id=packet.packet_id))
-                found.append((packet.topic, packet.properties.topic_alias))
-            return found
-
-        assert await seen(reader, "chat/a", "chat/a", "chat/b") == [("chat/a", 1), ("", 1), ("chat/b", None)]
-        again = await operator(run, "r", **lasting(topic_alias_maximum=1))
-        assert await seen(again, "chat/b", "chat/b") == [("chat/b", 1), ("", 1)]
-
-
-async def test_alias_that_does_not_fit():
-    """Where the alias would make a message too large for the client, it goes without."""
-    async with running() as run:
-        options = properties(topic_alias_maximum=5, maximum_packet_size=400)
-        reader = await operator(run, "r", "chat/#", qos=0, properties=options)
-        writer = await operator(run, "w")
-        await writer.publish("chat/a", b"x" * (400 - 12))
-        got = await reader.read()
-        assert (got.topic, got.properties.topic_alias) == ("chat/a", None)
-
-
-async def test_events_wait_for_durable_sessions():
-    """A stored event is queued for an absent session, and has its form for whichever version comes back."""
-    async with running() as run:
-        await gone(run, await operator(run, "r", "devices/+/events/#", **lasting(Version.V311)))
-        run.server.router.publish_event(Event(id="e1", source="/devices/d", type="t", payload=b"1"))
-        await eventually(lambda: any("/out/" in key for key in run.state.values))
-        crashed = FakeState(run.state.values)
-    async with running(state=crashed) as run:
-        again = await operator(run, "r", **lasting(Version.V311))
-        got = await again.read()
-        assert b'"specversion"' in got.payload
-        second = await operator(run, "r", **lasting())
-        got = await second.read()
-        assert (got.payload, dict(got.properties.user_properties)["id"]) == (b"1", "e1")
-
-
-async def test_handed_deliveries():
-    """`on_ack` tells how a delivery ended: taken, or handed back when the session ends; QoS 2 once sent is not."""
-    async with running() as run:
-        reader = await operator(run, "r", **lasting(receive_maximum=3))
-        (session,) = run.server._hub.sessions.of(ANN)
-        assert session.is_connected
-        ends = {}
-        for n, qos in enumerate((1, 2, 1, 1)):
-            message = Message("chat/a", b"%d" % n, qos)
-            note = partial(ends.__setitem__, n)
-            assert session.offer(message, qos, (), retain=False, on_ack=note)
-        got = [await reader.read() for _ in range(3)]
-        reader.send(Puback(packet_id=got[0].packet_id))
-        await eventually(lambda: ends == {0: Fate.TAKEN})
-        await gone(run, reader)
-        assert not session.is_connected
-        assert ends == {0: Fate.TAKEN}
-        await operator(run, "r")
-        assert ends == {0: Fate.TAKEN, 1: Fate.BROKEN, 2: Fate.UNSENT, 3: Fate.UNSENT}
 
 
 class Guests:
@@ -483,23 +262,50 @@ async def test_watchers():
 
 
 async def test_unreadable_sessions_are_removed():
-    """A session of another format, or without its head, is gone; the others are taken up."""
+    """A session of another format, without its head, or with a message that is none, is gone; the others are taken up."""
     async with running() as run:
         await gone(run, await operator(run, "r", "chat/#", **lasting()))
         await eventually(lambda: kept(run.state))
         crashed = FakeState(run.state.values)
     crashed.values["session/client/id/ann/lost/out/0000000000000001"] = b"x"
     crashed.values["session/client/id/ann/odd/head"] = b"\xc1"
+    head = crashed.values["session/client/id/ann/r/head"]
+    packet = msgspec.msgpack.encode(Out(b"\xf0\x00"))
+    for name, broken in (("x", b"\xc1"), ("y", packet)):
+        crashed.values[f"session/client/id/ann/{name}/head"] = head
+        crashed.values[f"session/client/id/ann/{name}/out/0000000000000001"] = broken
     async with running(state=crashed) as run:
         await eventually(lambda: {key.split("/")[4] for key in kept(crashed)} == {"r"})
         assert len(run.server._hub.sessions) == 1
+        assert run.server.stats.queues.size_bytes == 0
 
 
-async def test_publish_with_nobody_there():
-    """Publishing to a durable subscriber only is a success, not 0x10."""
+async def test_topic_aliases_for_the_client():
+    """A client that takes aliases gets each topic once, then its alias; beyond its maximum, and after a return, topics."""
     async with running() as run:
-        await gone(run, await operator(run, "r", "chat/#", **lasting()))
+        reader = await operator(run, "r", "chat/#", **lasting(topic_alias_maximum=1))
         writer = await operator(run, "w")
-        assert await writer.publish("chat/a") == Puback(packet_id=1)
-        again = await operator(run, "r", **lasting())
-        assert isinstance(await again.read(), Publish)
+
+        async def seen(client, *topics):
+            found = []
+            for topic in topics:
+                await writer.publish(topic)
+                packet = await client.read()
+                client.send(Puback(packet_id=packet.packet_id))
+                found.append((packet.topic, packet.properties.topic_alias))
+            return found
+
+        assert await seen(reader, "chat/a", "chat/a", "chat/b") == [("chat/a", 1), ("", 1), ("chat/b", None)]
+        again = await operator(run, "r", **lasting(topic_alias_maximum=1))
+        assert await seen(again, "chat/b", "chat/b") == [("chat/b", 1), ("", 1)]
+
+
+async def test_alias_that_does_not_fit():
+    """Where the alias would make a message too large for the client, it goes without."""
+    async with running() as run:
+        options = properties(topic_alias_maximum=5, maximum_packet_size=400)
+        reader = await operator(run, "r", "chat/#", qos=0, properties=options)
+        writer = await operator(run, "w")
+        await writer.publish("chat/a", b"x" * (400 - 12))
+        got = await reader.read()
+        assert (got.topic, got.properties.topic_alias) == ("chat/a", None)

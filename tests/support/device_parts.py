@@ -46,7 +46,7 @@ class Site:
             POLICY,
             state,
             AuthSettings(audience=AUDIENCE, **settings),
-            issuers=[own_issuer(AUDIENCE, self.operator_key.public)],
+            issuers=[own_issuer(AUDIENCE, lambda: self.operator_key.public)],
             clock=clock,
         )
         self.revoked: list[tuple[str, str]] = []

@@ -58,6 +58,7 @@ class FakeAuthenticator:
         self.gate: asyncio.Event | None = None
         self.calls = 0
         self.epoch = 0
+        self.revoked: set[tuple[str, str]] = set()
 
     async def authenticate(self, credentials: Credentials) -> Grant:
         self.calls += 1
@@ -78,8 +79,11 @@ class FakeAuthenticator:
             raise TokenRejected("wrong-principal", "expected a token of the same principal")
         return fresh if fresh.expires_at_s > grant.expires_at_s else grant
 
-    async def is_known(self, principal: Principal) -> bool:
-        return True
+    async def is_known(self, principal: Principal, epoch: int) -> bool:
+        return principal.device is None or epoch == self.epoch
+
+    def is_revoked(self, principal: Principal, jti: str) -> bool:
+        return (principal.issuer, jti) in self.revoked
 
     async def permissions_of(self, principal: Principal, roles: Sequence[str], epoch: int) -> Permissions:
         return self.policy.permissions(roles, principal.device)
@@ -128,6 +132,9 @@ class FakeIngest:
             self.pending.append((arrival, settle))
         else:
             self.settle_one(arrival, settle, self.receipt)
+
+    def submit_run(self, arrival: Arrival, payloads: Sequence[bytes], settle: Callable[[Receipt], None]) -> bool:
+        return False  # each shall come for itself
 
     def settle_one(self, arrival: Arrival, settle: Callable[[Receipt], None], receipt: Receipt) -> None:
         receipt = arrival.lane.broken or receipt

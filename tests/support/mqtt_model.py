@@ -102,8 +102,11 @@ class Disk(FakeState):
         self.is_single = False  # whether the gate closes behind the next write
         self.failures: list[bool] = []  # of the next writes: whether it is written all the same
         self.under_way = None
+        self.is_dead = False
 
     async def write(self, changes) -> None:
+        if self.is_dead:
+            raise BusUnavailable("its gateway has been killed")
         self.under_way = changes
         await self.gate.wait()
         if self.is_single:
@@ -263,13 +266,21 @@ class Gateway:
         self.hub = self.server._hub
 
     def kill(self) -> None:
-        """End at once: nothing that runs comes to its end."""
+        """End at once: nothing that runs comes to its end, and nothing more is written."""
+        self.disk.is_dead = True
         for connection in tuple(self.hub.sockets):
             connection._transport.lose()
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
         self.hub.wheel.stop()
+        self._cancel()
         self.loop.settle()
+        while self._cancel():  # connections that are lost begin some
+            self.loop.settle()
+
+    def _cancel(self) -> bool:
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        return bool(tasks)
 
 
 class Sent:

@@ -19,6 +19,7 @@ from gateway.mqtt.codec.packets import (
     Puback,
     Pubcomp,
     Publish,
+    PublishRun,
     Pubrec,
     Pubrel,
     Suback,
@@ -32,7 +33,7 @@ from gateway.mqtt.codec.properties import EMPTY, Properties
 from gateway.mqtt.codec.reasons import PacketType, ReasonCode, Side, Version
 from gateway.mqtt.codec.topics import check_topic_filter, check_topic_name
 from gateway.mqtt.codec.wire import Secret
-from gateway.mqtt.codec.writer import encode, puback_ok
+from gateway.mqtt.codec.writer import encode, puback_ok, pubacks_ok
 
 __all__ = [
     "EMPTY",
@@ -52,6 +53,7 @@ __all__ = [
     "Puback",
     "Pubcomp",
     "Publish",
+    "PublishRun",
     "Pubrec",
     "Pubrel",
     "ReasonCode",
@@ -70,4 +72,5 @@ __all__ = [
     "encode",
     "is_payload_format_valid",
     "puback_ok",
+    "pubacks_ok",
 ]

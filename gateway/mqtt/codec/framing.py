@@ -15,9 +15,10 @@ from typing import Final
 from gateway.mqtt.codec.connect import read_connect, read_protocol, version_to_answer
 from gateway.mqtt.codec.faults import CodecError, Rule
 from gateway.mqtt.codec.headers import FIRST_BYTES, refuse_first_byte
-from gateway.mqtt.codec.packets import Connect, Packet
+from gateway.mqtt.codec.packets import Connect, Packet, Publish, PublishRun
 from gateway.mqtt.codec.reader import read_packet
 from gateway.mqtt.codec.reasons import Side, Version
+from gateway.mqtt.codec.runs import MAX_PUBLISHES, cut, is_followed, shape_of
 from gateway.mqtt.codec.wire import Cursor
 
 MAX_CONNECT_BYTES: Final = 16 * 1024
@@ -60,6 +61,7 @@ class Decoder:
         self._max_packet_bytes = max_packet_bytes
         self._buffer: bytes | bytearray = b""
         self._start = 0
+        self._last = slice(0), 0  # where the packet given out last is, and where its body begins
         self._wanted = 1
         self._broken: tuple[Rule, str] | None = None
         self._enter(version)
@@ -89,6 +91,30 @@ class Decoder:
         if self._broken is None and data:
             self._take(data)
         return self._packets()
+
+    def run(self, packet: Publish, *, most: int = MAX_PUBLISHES) -> PublishRun | None:
+        """Take what follows a PUBLISH and is like it, at once.
+
+        Args:
+            packet: What was given out last; nothing was fed since.
+            most: How many packets at most, this one included.
+
+        Returns:
+            The packet and those behind it that differ in identifier and payload only; None if there is none.
+        """
+        if self._start == len(self._buffer) or most < 2:
+            return None
+        self._buffer = buffer = bytes(self._buffer)
+        where, body_at = self._last
+        if not is_followed(buffer, self._start, where.start + body_at):
+            return None
+        shape = shape_of(packet, buffer[where], body_at)
+        count = min(most, MAX_PUBLISHES) - 1
+        ids, payloads, self._start = cut(buffer, self._start, shape, most=count, max_bytes=self._limit)
+        if not payloads:
+            return None
+        ids = [packet.packet_id.to_bytes(2), *ids] if packet.qos else []
+        return PublishRun(first=packet, packet_ids=ids, payloads=[packet.payload, *payloads])
 
     def _take(self, data: bytes | bytearray | memoryview) -> None:
         self._drop_read()
@@ -132,6 +158,7 @@ class Decoder:
         if where is None:
             return None
         self._start, self._wanted = where.stop, 1
+        self._last = slice(start, where.stop), where.start - start
         body = bytes(buffer[where])
         return read_packet(first, body, self._spoken, self._sender) if self._spoken else self._read_connect(body)
 

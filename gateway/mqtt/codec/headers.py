@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from gateway.mqtt.codec.faults import CodecError, Rule
+from gateway.mqtt.codec.packets import Publish
 from gateway.mqtt.codec.reasons import PacketType, Side, Version
 
 _P = PacketType
@@ -29,6 +30,11 @@ _PUBLISH_FLAGS: Final = frozenset(flags for flags in range(16) if flags & 6 != 6
 def first_byte(kind: PacketType) -> int:
     """The first byte of a packet other than PUBLISH, whose flags are its own (table 2-2)."""
     return kind << 4 | (2 if kind in _FLAGS_2 else 0)
+
+
+def publish_first_byte(packet: Publish) -> int:
+    """The first byte of a PUBLISH: type, DUP, QoS, RETAIN (3.3.1)."""
+    return _P.PUBLISH << 4 | packet.dup << 3 | packet.qos << 1 | packet.retain
 
 
 def _first_bytes(kinds: AbstractSet[PacketType]) -> frozenset[int]:

@@ -65,6 +65,28 @@ class Publish(_Value, frozen=True, kw_only=True):
     properties: Properties = EMPTY
 
 
+class PublishRun(_Value, frozen=True, kw_only=True):
+    """PUBLISH packets, one behind the other, that differ in identifier and payload only: what a busy device sends.
+
+    Attributes:
+        first: The first of them.
+        packet_ids: Of all, as on the wire, two bytes each; empty at QoS 0.
+        payloads: Of all.
+    """
+
+    first: Publish
+    packet_ids: list[bytes]
+    payloads: list[bytes]
+
+    def packets(self) -> list[Publish]:
+        """The packets, each for itself."""
+        ids = [int.from_bytes(packet_id) for packet_id in self.packet_ids] or [0] * len(self.payloads)
+        return [
+            msgspec.structs.replace(self.first, packet_id=packet_id, payload=payload)
+            for packet_id, payload in zip(ids, self.payloads, strict=True)
+        ]
+
+
 class Puback(_Value, frozen=True, kw_only=True):
     """Answer to PUBLISH at QoS 1 (3.4)."""
 

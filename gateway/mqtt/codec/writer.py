@@ -13,7 +13,7 @@ from gateway.mqtt.codec import packets as p
 from gateway.mqtt.codec.checks import check_auth, check_connack, check_publish, check_subscription
 from gateway.mqtt.codec.connect import write_connect
 from gateway.mqtt.codec.faults import CodecError, Rule
-from gateway.mqtt.codec.headers import first_byte
+from gateway.mqtt.codec.headers import first_byte, publish_first_byte
 from gateway.mqtt.codec.properties import EMPTY, Properties, write_properties
 from gateway.mqtt.codec.reasons import REASON_CODES, RETURN_CODES_311, PacketType, ReasonCode, Version
 from gateway.mqtt.codec.topics import check_topic_filter
@@ -31,6 +31,11 @@ def puback_ok(packet_id: int) -> bytes:
     return b"\x40\x02" + packet_id.to_bytes(2)
 
 
+def pubacks_ok(packet_ids: list[bytes]) -> bytes:
+    """PUBACKs that say stored, for identifiers as they are on the wire, at least one."""
+    return b"\x40\x02" + b"\x40\x02".join(packet_ids)
+
+
 def encode(packet: p.Packet, version: Version) -> bytes:
     """Write a packet, so that a `Decoder` of the other side reads the same value.
 
@@ -43,16 +48,12 @@ def encode(packet: p.Packet, version: Version) -> bytes:
     """
     kind, write = _WRITERS[type(packet)]
     body = write(packet, version)
-    first = _publish_first_byte(packet) if isinstance(packet, p.Publish) else first_byte(kind)
+    first = publish_first_byte(packet) if isinstance(packet, p.Publish) else first_byte(kind)
     return first.to_bytes() + put_varint(len(body)) + body
 
 
 def _properties(properties: Properties, kind: PacketType, version: Version) -> bytes:
     return write_properties(properties, kind) if version is Version.V5 else b""
-
-
-def _publish_first_byte(packet: p.Publish) -> int:
-    return PacketType.PUBLISH << 4 | packet.dup << 3 | packet.qos << 1 | packet.retain
 
 
 def _publish(packet: p.Publish, version: Version) -> bytes:

@@ -25,6 +25,7 @@ from gateway.ports.bus import (
     position,
     row_of,
 )
+from gateway.rules.framed import unframed
 from gateway.rules.ranges import Range
 from gateway.storage import StorageConfig
 from gateway.storage.placing import Piece, Placed, place_plain, place_span
@@ -89,14 +90,15 @@ class Log:
 
     def _row(self, batch: Batch, piece: Piece) -> StoredBatch:
         self.next_row += 1
+        body, encoding = unframed(piece.body, piece.encoding)
         return StoredBatch(
             row=self.next_row - 1,
             source=batch.source,
             received_ms=batch.received_ms,
             count=piece.count,
             types=piece.types,
-            body=piece.body,
-            encoding=piece.encoding,
+            body=body,
+            encoding=encoding,
             stream=batch.span.stream if batch.span else "",
             first=piece.first,
         )

@@ -89,6 +89,13 @@ async def test_a_removed_device_leaves_no_state(site):
     assert await site.state.get("state/dev1") is None
 
 
+async def test_state_left_by_a_removal_that_was_cut_short_is_nobodys(site):
+    """A state that is still there when its id is registered again was an earlier device's."""
+    await site.state.put("state/dev1", b"{}", expect=None)
+    await site.add("dev1")
+    assert await site.state.get("state/dev1") is None
+
+
 async def test_a_removed_id_added_again_is_a_new_registration(site):
     """The epoch grows with each removal, so nothing of the old registration is inherited."""
     for epoch in (1, 2, 3):

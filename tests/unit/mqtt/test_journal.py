@@ -16,9 +16,12 @@ class Store:
         self.gate = asyncio.Event()
         self.gate.set()
         self.fails = 0
+        self.failure = None
 
     async def write(self, changes):
         await self.gate.wait()
+        if self.failure:
+            raise self.failure
         if self.fails:
             self.fails -= 1
             raise BusUnavailable("disk")
@@ -76,8 +79,34 @@ async def test_a_failed_write_is_tried_again(store, journal):
     assert not await journal.settled()
     journal.put("a", b"2")
     assert module.RETRY_S < 1
+    assert journal.is_failing
     assert await journal.settled()
+    assert not journal.is_failing
     assert store.writes == [{"a": b"2", "b": b"1"}]
+
+
+async def test_who_waits_surely_is_told_when_it_is_written(store, journal):
+    """A failed write is no answer to who must know that it is durable; they are told in order."""
+    store.fails = 2
+    told = []
+    journal.put("a", b"1")
+    journal.surely(lambda: told.append((1, list(store.writes))))
+    journal.surely(lambda: told.append((2, list(store.writes))))
+    assert not await journal.settled()
+    assert told == []
+    while not await journal.settled():
+        pass
+    assert told == [(1, [{"a": b"1"}]), (2, [{"a": b"1"}])]
+
+
+async def test_an_unexpected_failure_is_a_failed_write(store, journal):
+    """What nobody foresaw is logged, loses no change and leaves nobody waiting for ever."""
+    store.failure = ValueError("too large")
+    journal.put("a", b"1")
+    assert not await journal.settled()
+    store.failure = None
+    assert await journal.settled()
+    assert store.writes == [{"a": b"1"}]
 
 
 async def test_one_who_waits_and_breaks(journal):
@@ -88,3 +117,19 @@ async def test_one_who_waits_and_breaks(journal):
     journal.then(told.append)
     assert await journal.settled()
     assert told == [True]
+
+
+async def test_what_failed_never_replaces_what_is_newer(store, journal):
+    """A key that changed again while its write failed is written with its last value, the others with theirs."""
+    store.fails = 1
+    store.gate.clear()
+    journal.put("a", b"old")
+    journal.put("b", b"1")
+    told = []
+    journal.then(told.append)
+    await asyncio.sleep(0.01)
+    journal.put("a", b"new")
+    store.gate.set()
+    assert await journal.settled()
+    assert told == [False]
+    assert store.writes == [{"a": b"new", "b": b"1"}]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.mqtt.slots import InflightBudget, Slots
+from gateway.mqtt.slots import InflightBudget, Slot, Slots
 from gateway.ports.ingest import STORED, Receipt
 
 
@@ -12,7 +12,7 @@ from gateway.ports.ingest import STORED, Receipt
 def test_in_order_whatever_settles_first(order):
     """Slots leave only from the head, in the order they were taken, and none is left over."""
     slots = Slots()
-    taken, answered = [slots.add(n + 1, 1, 0) for n in range(12)], []
+    taken, answered = [slots.add(Slot(n + 1, 1, 0)) for n in range(12)], []
     for n in order:
         is_head = n == len(answered)
         assert slots.settle(taken[n], STORED) == is_head
@@ -26,7 +26,7 @@ def test_in_order_whatever_settles_first(order):
 def test_settled_twice():
     """A second receipt for one publish is a mistake that must not go unseen."""
     slots = Slots()
-    slot = slots.add(7, 1, 0)
+    slot = slots.add(Slot(7, 1, 0))
     slots.settle(slot, STORED)
     with pytest.raises(RuntimeError, match="publish 7 was settled twice"):
         slots.settle(slot, Receipt(0x80))

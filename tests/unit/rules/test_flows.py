@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.rules.flows import FLOWS, Outbound, Received, Said, Stage, Step
+from gateway.rules.flows import FLOWS, OVERHEAD_BYTES, Delivery, Outbound, Queues, Received, Said, Stage, Step
 from gateway.rules.session import Violation
 
 PLENTY = 1 << 20
@@ -222,3 +222,70 @@ def test_received_identifiers():
     received.settle(8, is_stored=False)
     assert received.step(8) is None
     assert len(received) == 1
+
+
+def test_a_repetition_that_cannot_be_sent_is_completed():
+    """What the client may hold at QoS 2 is released without being sent again; what it never had is only dropped."""
+    out = Outbound()
+    for item in "ab":
+        out.add(2, item, 3)
+    out.sent(first := out.ready(PLENTY))
+    assert first.is_begun
+    out.suspend()
+    again = out.ready(PLENTY)
+    assert (again, again.is_begun) == (first, True)
+    out.skip(again)
+    assert (first.stage, out.released()) == (Stage.RELEASED, [first])
+    fresh = out.ready(PLENTY)
+    assert (fresh.item, fresh.is_begun) == ("b", False)
+    assert out.answered(first.packet_id, Said.PUBCOMP) is first
+    assert (out._counted, out._flows_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(("more_bytes", "fits"), [(-1, True), (0, True), (1, False)])
+def test_all_queues_have_one_bound(more_bytes, fits):
+    """What waits for all clients is counted together, with what a message costs besides; the bound itself fits."""
+    queues = Queues()
+    one, other = Outbound(queues), Outbound(queues)
+    one.add(1, "a", 10)
+    other.add(0, "b", 20)
+    bound = 3 * (10 + OVERHEAD_BYTES) + 10
+    assert queues.has_room(10 + more_bytes, bytes_=bound) == fits
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "send", "answer", "suspend", "shed", "restore", "forget"]), st.integers(0, 2)
+        ),
+        max_size=40,
+    )
+)
+def test_all_queues_are_counted_right(steps):
+    """Whatever happens, the count is what waits; what was forgotten counts no more, whatever it is offered."""
+    queues = Queues()
+    outs = [Outbound(queues), Outbound(queues)]
+    forgotten = Outbound(queues)
+    forgotten.add(1, "x", 7)
+    forgotten.forget()
+    for step, number in steps:
+        out = outs[number % 2]
+        forgotten.add(number, "x", number)
+        if step == "add":
+            out.add(number, "m", number * 10)
+        elif step == "send":
+            send_all(out)
+        elif step == "suspend":
+            out.suspend()
+        elif step == "shed":
+            out.shed()
+        elif step == "restore":
+            out.restore([Delivery(out.next_number, 1, "r", 5, is_repeat=True)])
+        elif step == "forget":
+            assert len(out.forget()) >= 0
+            outs[number % 2] = Outbound(queues)
+        else:
+            for delivery in [each for each in out if each.stage is Stage.SENT]:
+                out.answered(delivery.packet_id, Said.PUBACK if delivery.qos == 1 else Said.PUBREC)
+        waiting = [each for each_out in outs for each in each_out._queue]
+        assert queues.size_bytes == sum(each.size_bytes + OVERHEAD_BYTES for each in waiting)

@@ -10,7 +10,6 @@ from gateway.rules.session import (
     Input,
     Lifecycle,
     ReceiveWindow,
-    SendWindow,
     State,
     Violation,
     keep_alive_deadline_s,
@@ -116,32 +115,6 @@ def test_receive_window(maximum):
     window.open()
 
 
-def test_send_window_is_full_at_its_maximum():
-    """The window gives as many identifiers as the client takes."""
-    window = SendWindow(3)
-    ids = [window.take() for _ in range(3)]
-    assert window.is_full
-    assert window.free(ids[1])
-    assert not window.is_full
-    assert not window.free(ids[1])
-    assert not window.free(99)
-
-
-@given(st.lists(st.booleans(), max_size=60))
-def test_identifiers_in_use_are_not_given_again(steps):
-    """Identifiers are 1 to 65535 and unique while in use, around the wrap too."""
-    window, used = SendWindow(20), []
-    window._last = 65530
-    for takes in steps:
-        if takes and not window.is_full:
-            taken = window.take()
-            assert 1 <= taken <= 65535
-            assert taken not in used
-            used.append(taken)
-        elif used:
-            assert window.free(used.pop(0))
-
-
 @pytest.mark.parametrize(("asked", "used"), [(0, 60), (59, 59), (60, 60), (61, 60)])
 def test_keep_alive_cap(asked, used):
     """A client that asks for more than the cap, or for none, gets the cap."""
@@ -161,6 +134,16 @@ def test_token_bucket():
     assert bucket.take(0, 0.5) == 0
     assert bucket.take(20, 100.0) == 0
     assert bucket.take(1, 100.0) == 0.1
+
+
+@pytest.mark.parametrize(("amount", "is_there"), [(19, True), (20, True), (21, False)])
+def test_token_bucket_that_says_no(amount, is_there):
+    """What is not there is not taken: the next one finds as much as before."""
+    bucket = TokenBucket(10, 2.0, 0.0)
+    assert bucket.take_if_there(amount, 0.0) == is_there
+    assert bucket.take_if_there(20 - amount * is_there, 0.0)
+    assert not bucket.take_if_there(1, 0.05)
+    assert bucket.take_if_there(1, 0.1)
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 50)), max_size=50))

@@ -39,4 +39,4 @@ def test_every_family_has_a_proper_name_and_help():
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", name)
         assert not name.endswith("_total")
         assert family.help
-        assert family.label in {"", "handler", "reason_code"}
+        assert family.label in {"", "cause", "handler", "reason_code"}
