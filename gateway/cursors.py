@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -64,6 +64,10 @@ class BusCursors:
         self._keep_s = keep_s
         self._clock = clock
         self._open: dict[str, _Cursor] = {}
+        self._owed: dict[
+            str, Callable[[str], Awaitable[None]]
+        ] = {}  # what the store did not take when they were closed
+        self._lock = asyncio.Lock()  # none is removed while it is opened
 
     def start(self, tasks: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Run dispatchers in a group from now on, and, in the task that is returned, remove what is due."""
@@ -72,6 +76,10 @@ class BusCursors:
 
     async def open(self, spec: SubscriptionSpec, deliverer: Deliverer) -> Cursor:
         """Deliver to MQTT clients (see `Cursors.open`)."""
+        async with self._lock:
+            return await self._opened(spec, deliverer)
+
+    async def _opened(self, spec: SubscriptionSpec, deliverer: Deliverer) -> Cursor:
         assert self._tasks is not None
         subscriptions = self._storage.subscriptions
         try:
@@ -89,6 +97,7 @@ class BusCursors:
         task = self._tasks.create_task(_run(dispatcher), name=f"dispatch-{spec.name}")
         self._dispatchers[spec.name] = dispatcher
         cursor = self._open[spec.name] = _Cursor(self, spec.name, dispatcher, task)
+        self._owed.pop(spec.name, None)
         log.info("cursor_opened", handler=spec.name)
         return cursor
 
@@ -104,21 +113,38 @@ class BusCursors:
                 await self.retire(name)
 
     async def prune(self) -> int:
-        """Remove what was retired long enough ago; tell how many."""
+        """Remove what was retired long enough ago, and do what is owed to others; tell how many were removed in time."""
+        for name, end in tuple(self._owed.items()):
+            async with self._lock:
+                if self._owed.pop(name, None):
+                    await self.end(name, end)
         after, count, state = "", 0, self._storage.state
         while page := await state.scan(_KEY, after, _PAGE):
             after = page[-1].key
             for entry in page:
-                name = entry.key.removeprefix(_KEY)
-                if name not in self._open and self._clock() >= float(entry.value) + self._keep_s:
-                    await self.remove(name)
-                    count += 1
+                if self._clock() >= float(entry.value) + self._keep_s:
+                    count += await self._remove_closed(entry.key.removeprefix(_KEY))
         return count
+
+    async def _remove_closed(self, name: str) -> bool:
+        async with self._lock:
+            is_closed = name not in self._open
+            if is_closed:
+                await self.remove(name)
+        return is_closed
 
     async def aclose(self) -> None:
         """Deliver nothing more; all stay where they are. Subscribers must have been let go."""
         for cursor in tuple(self._open.values()):
             await cursor.aclose()
+
+    async def end(self, name: str, how: Callable[[str], Awaitable[None]]) -> None:
+        """Retire or remove one that is not open, now or when the store takes it: kept, it would hold back retention."""
+        try:
+            await how(name)
+        except Unavailable as exc:
+            log.warning("cursor_not_ended", handler=name, reason=str(exc))
+            self._owed[name] = how
 
     async def retire(self, name: str) -> None:
         """Let the time of one that is not open begin to run."""
@@ -161,11 +187,11 @@ class _Cursor:
 
     async def retire(self) -> None:
         await self.aclose()
-        await self._cursors.retire(self._name)
+        await self._cursors.end(self._name, self._cursors.retire)
 
     async def remove(self) -> None:
         await self.aclose()
-        await self._cursors.remove(self._name)
+        await self._cursors.end(self._name, self._cursors.remove)
 
 
 async def _run(dispatcher: Dispatcher) -> None:

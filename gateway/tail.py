@@ -10,7 +10,7 @@ import structlog
 from gateway.errors import GatewayError
 from gateway.mqtt.router import Router
 from gateway.operations.events import decode
-from gateway.ports.bus import End, EventBus, Position
+from gateway.ports.bus import End, EventBus, Position, StoredBatch
 
 log = structlog.get_logger()
 
@@ -39,6 +39,13 @@ async def show_events(bus: EventBus, router: Router) -> None:
             await asyncio.sleep(_PAUSE_S)
             continue
         for batch in page.batches:
-            for event in decode(batch):
-                router.publish_event(event)
+            _show(batch, router)
         at = page.next
+
+
+def _show(batch: StoredBatch, router: Router) -> None:
+    try:
+        for event in decode(batch):
+            router.publish_event(event)
+    except Exception:  # the worker's top: what one batch breaks must not end the gateway
+        log.exception("live_tail_failed", row=batch.row)

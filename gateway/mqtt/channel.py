@@ -180,9 +180,9 @@ class Channel(asyncio.Protocol):
         self._flush()
         self._is_finished = True
         self._ended_s = self.now_s()
-        if self._transport.is_closing():
-            return
         self._hub.wheel.schedule(self, self._ended_s + self._hub.settings.limits.linger_s)
+        if self._transport.is_closing():
+            return  # soon: as soon as the peer has taken everything, or the wheel comes by
         if not self._transport.can_write_eof():
             self._transport.close()  # TLS: waits for the peer's close_notify
             return

@@ -380,6 +380,8 @@ class Connection(Channel):
         """Close at once: the client said goodbye."""
         self._leave(reason)
         self._flush()
+        self._ended_s = self.now_s()
+        self._hub.wheel.schedule(self, self._due_s(self._ended_s))  # it may never take what was written before
         self._transport.close()
 
     def shut_down(self) -> None:

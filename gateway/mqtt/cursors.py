@@ -172,6 +172,9 @@ class SessionCursors:
         return _Open(sharing, await self._cursors.open(spec, sharing), is_shared=group is not None)
 
     async def _leave(self, session: Session, filter_: TopicFilter) -> None:
+        again = session.subscriptions.get(filter_)
+        if again is not None and again.is_cursor:
+            return  # the client came back, and was promised it, before it was this one's turn
         mine = self._names.get(session, {})
         name = mine.pop(filter_, None)
         if not mine:

@@ -3,11 +3,13 @@
 To the router a group is one subscriber. It chooses who gets a message (`rules.sharing`) and, while that is not
 acknowledged, keeps it: a session that ends hands it back, and another member gets it; what was sent at QoS 2 the session
 never hands back [MQTT-4.8.2-5], nor what its client refused [MQTT-4.8.2-6]. A durable session that is away keeps its own.
+After a restart of the gateway sessions still have what they were given, but if one of them ends then, that ends with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,11 +55,11 @@ class Sharer(Hashable, Protocol):
 class _Member:
     """Who shares, and what speaks for and against choosing it (`rules.sharing.Load`)."""
 
-    __slots__ = ("last_turn", "owed", "sharer", "subscription")
+    __slots__ = ("owed", "sharer", "subscription")
 
     def __init__(self, sharer: Sharer, subscription: Subscribed) -> None:
         self.sharer, self.subscription = sharer, subscription
-        self.owed = self.last_turn = 0
+        self.owed = 0
 
     @property
     def is_away(self) -> bool:
@@ -71,13 +73,14 @@ class _Member:
 
 
 class Group:
-    """The members of one `$share/NAME/FILTER`."""
+    """The members of one `$share/NAME/FILTER`; who was given something longest ago comes first."""
 
-    __slots__ = ("_members", "_turn")
+    __slots__ = ("_back", "_is_giving", "_members")
 
     def __init__(self) -> None:
         self._members: dict[Sharer, _Member] = {}
-        self._turn = 0
+        self._back: deque[tuple[Message, set[Sharer]]] = deque()  # handed back, and who had them
+        self._is_giving = False
 
     def __len__(self) -> int:
         return len(self._members)
@@ -98,21 +101,20 @@ class Group:
 
     def offer(self, message: Message, _qos: int, _identifiers: tuple[int, ...], *, retain: bool = False) -> bool:  # noqa: ARG002 - each member has its own of these
         """Give a message to one member (`Subscriber`); tell whether there is one who may have it."""
-        return self._give(message, frozenset())
+        return self._give(message, set())
 
-    def _give(self, message: Message, tried: frozenset[Sharer]) -> bool:
-        while True:
-            wanting = (each for each in self._members.values() if each.sharer not in tried and each.wants(message))
-            member = least_loaded(wanting)
-            if member is None:
-                return False
-            tried |= {member.sharer}
+    def _give(self, message: Message, tried: set[Sharer]) -> bool:
+        while (member := least_loaded(self._wanting(message, tried))) is not None:
+            tried.add(member.sharer)
             if self._hand(member, message, tried):
                 return True
+        return False
 
-    def _hand(self, member: _Member, message: Message, tried: frozenset[Sharer]) -> bool:
-        self._turn += 1
-        member.last_turn = self._turn
+    def _wanting(self, message: Message, tried: set[Sharer]) -> Iterator[_Member]:
+        return (each for each in self._members.values() if each.sharer not in tried and each.wants(message))
+
+    def _hand(self, member: _Member, message: Message, tried: set[Sharer]) -> bool:
+        self._members[member.sharer] = self._members.pop(member.sharer)
         subscription = member.subscription
         qos = min(message.qos, subscription.qos)
         identifiers = () if subscription.identifier is None else (subscription.identifier,)
@@ -123,10 +125,22 @@ class Group:
         member.owed -= bool(qos) and not is_allowed
         return is_allowed
 
-    def _ended(self, member: _Member, message: Message, tried: frozenset[Sharer], fate: Fate) -> None:
+    def _ended(self, member: _Member, message: Message, tried: set[Sharer], fate: Fate) -> None:
         member.owed -= 1
         if fate is Fate.UNSENT:
-            self._give(message, tried)
+            self._back.append((message, tried))
+            self._give_again()
+
+    def _give_again(self) -> None:
+        """In a loop: a member that is full hands back at once, and so may all others of a large group."""
+        if self._is_giving:
+            return
+        self._is_giving = True
+        try:
+            while self._back:
+                self._give(*self._back.popleft())
+        finally:
+            self._is_giving = False
 
 
 class Groups:

@@ -60,8 +60,10 @@ def read_peer(head: bytes, rest: bytes) -> Peer | None:
         ProxyRefused: No TCP address, or lengths that do not add up.
     """
     family = head[13]
+    if head[12] == _LOCAL:
+        return None  # whatever follows is to be discarded, its family included
     if family not in _ADDRESSES:
-        if family != _UNSPECIFIED and head[12] == _PROXY:
+        if family != _UNSPECIFIED:
             raise ProxyRefused(f"family and protocol 0x{family:02X}: expected TCP over IPv4 or IPv6")
         return None
     kind, layout = _ADDRESSES[family]
@@ -69,7 +71,7 @@ def read_peer(head: bytes, rest: bytes) -> Peer | None:
         raise ProxyRefused(f"{len(rest)} bytes of addresses: expected {layout.size}")
     _check_values(rest, layout.size)
     host, _, port, _ = layout.unpack_from(rest)
-    return Peer(str(kind(host)), port) if head[12] == _PROXY else None
+    return Peer(str(kind(host)), port)
 
 
 def _check_values(rest: bytes, at: int) -> None:

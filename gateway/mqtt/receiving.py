@@ -33,8 +33,8 @@ class Receiver:
 
     @property
     def received(self) -> Iterable[int]:
-        """Identifiers of messages that are stored and not released."""
-        return list(self._received)
+        """Identifiers of messages that are not released: of those that are stored, and those that are being written."""
+        return [*self._received, *self._noted]
 
     def restore(self, received: Iterable[int]) -> None:
         """Take the identifiers that were kept."""
@@ -63,11 +63,10 @@ class Receiver:
 
     def release(self, packet_id: int, complete: Callable[[bool], object]) -> None:
         """End a flow (PUBREL): `complete` is told, when PUBCOMP may be sent, whether the identifier was known."""
-        if not self._received.release(packet_id):
-            complete(False)
-            return
-        self._shelf.put_received(packet_id, is_received=False)
-        self._shelf.after(partial(complete, True))
+        is_known = self._received.release(packet_id)
+        if is_known:
+            self._shelf.put_received(packet_id, is_received=False)
+        self._shelf.after(partial(complete, is_known))  # a second PUBREL is answered no sooner than the first
 
     def _stored(self, packet_id: int, receipt: Receipt) -> None:
         is_stored = receipt.code < UNSPECIFIED_ERROR

@@ -33,6 +33,7 @@ RETRY_AFTER_S: Final = 60
 _FORMAT: Final = 1
 _PAGE: Final = 256
 _PRUNE_S: Final = 1.0
+_FREE_LEVELS: Final = 8  # of a topic; they are shared with other topics, as a rule
 
 
 class Owner(NamedTuple):
@@ -234,5 +235,5 @@ def _anonymous(message: Message) -> Message:
 
 
 def _least_bytes(message: Message) -> int:
-    """What a message is counted as: what it carries, and 256 bytes for what it costs besides."""
-    return message.size_bytes + 256
+    """What a message is counted as: what it carries, and 256 bytes for what it costs, and for each level of a long topic."""
+    return message.size_bytes + 256 * (1 + max(0, message.topic.count("/") + 1 - _FREE_LEVELS))

@@ -31,7 +31,8 @@ class ServerLimits:
         json_depth: Its nesting.
         subscriptions: Of one session.
         retained_messages: Kept of all clients, on disk and in memory; beyond, a retained publish gets 0x97.
-        retained_bytes: Likewise, their topics, payloads and properties, and 256 bytes a message.
+        retained_bytes: Likewise, their topics, payloads and properties, and 256 bytes a message
+            and a topic level behind the eighth.
         sessions: Of one principal, without a connection (those with one are bounded by `connections`); beyond, 0x97.
         session_expiry_s: The longest Session Expiry Interval; MQTT 5 clients are told a shorter one than they asked for.
         session_expiry_311_s: How long a 3.1.1 session without clean session lives without a connection, if not shorter.

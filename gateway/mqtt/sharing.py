@@ -129,8 +129,9 @@ class Sharing:
         name, _, ours = key.rpartition(" ")
         if name != self._name:
             return None
-        handed = self.members[session].handed[ours] = _Handed(qos=2, size=0)
-        return partial(self._told, handed)
+        member = self.members[session]
+        handed = member.handed[ours] = _Handed(qos=2, size=0)
+        return partial(self._told, member, handed)
 
     def leave(self, session: Sharer) -> None:
         """Let a member go; what it has and did not acknowledge goes again, to another."""
@@ -159,7 +160,7 @@ class Sharing:
         handed = _Handed(member.qos, len(message.payload))
         member.handed[key] = handed
         member.owed_bytes += handed.size
-        told = partial(self._told, handed)
+        told = partial(self._told, member, handed)
         is_allowed = member.session.offer(
             message, member.qos, member.identifiers, retain=False, on_ack=told, key=f"{self._name} {key}"
         )
@@ -167,10 +168,13 @@ class Sharing:
             member.drop(key)
         return is_allowed
 
-    @staticmethod
-    def _told(handed: _Handed, fate: Fate) -> None:
+    def _told(self, member: _Member, handed: _Handed, fate: Fate) -> None:
+        """A delivery has ended; its room is free, even if dispatch never asks for it again (a cursor can be moved)."""
         handed.fate = fate
+        member.owed_bytes -= handed.size
+        handed.size = 0
         _resolve(handed.waiter)
+        _resolve(self._room)
 
     async def _fate(self, member: _Member, key: str) -> Fate | None:
         """Wait for how a delivery ends; None if somebody came or went before."""
@@ -180,7 +184,6 @@ class Sharing:
             await handed.waiter
         if handed.fate is not None and member.handed.get(key) is handed:
             member.drop(key)
-            _resolve(self._room)
         return handed.fate
 
     async def _has_room(self) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _LOOK_S: Final = 0.02
+_LOOK_SELDOM_S: Final = 2.0
+"""How often a session without room is looked at: at first, and in the end. It may be away for days."""
 
 
 def show(hub: Hub, session: Session, filter_: TopicFilter, subscription: Subscribed) -> None:
@@ -83,10 +85,12 @@ class _Showing:
         self._hub.router.offer_retained(message, self._session, self._subscription)
 
     async def _has_room(self) -> bool:
+        look_s = _LOOK_S
         while self._is_wanted():
             if self._session.has_spare_room:
                 return True
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(look_s)
+            look_s = min(2 * look_s, _LOOK_SELDOM_S)
         return False
 
     def _is_wanted(self) -> bool:

@@ -78,7 +78,8 @@ class LastStates:
     def save(self, device: str, payload: bytes, settle: Settle) -> None:
         """Keep a state; settled once it, or a newer one, is durable."""
         waiting = self._pending[device][1] if device in self._pending else []
-        self._pending[device] = payload, [*waiting, settle]
+        waiting.append(settle)
+        self._pending[device] = payload, waiting
         if device not in self._writing:
             self._writing.add(device)
             self._tasks.start(self._write_all(device), name=f"state {device}")

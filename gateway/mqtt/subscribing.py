@@ -11,6 +11,7 @@ from gateway.errors import Unavailable
 from gateway.mqtt.codec import Properties, ReasonCode, Suback, Subscribe, Subscription, Unsuback, Unsubscribe
 from gateway.mqtt.router import Subscribed
 from gateway.mqtt.showing import show
+from gateway.mqtt.trie import MAX_LEVELS
 
 if TYPE_CHECKING:
     from gateway.mqtt.connection import Connection
@@ -112,6 +113,8 @@ def resubscribe(connection: Connection, hub: Hub) -> None:
 
 
 def _refusal(connection: Connection, hub: Hub, wanted: Subscription) -> ReasonCode | None:
+    if wanted.topic_filter.count("/") >= MAX_LEVELS:
+        return ReasonCode.QUOTA_EXCEEDED
     if not connection.permissions.may_subscribe(wanted.topic_filter):
         return ReasonCode.NOT_AUTHORIZED
     session, filter_ = connection.session, TopicFilter(wanted.topic_filter)

@@ -29,7 +29,8 @@ class Certificates:
 
     Attributes:
         context: The current one.
-        on_reload: Called when the files have changed and can be used; for others who use the same.
+        on_reload: Called when the files have changed and can be used; for others who use the same. If it raises an error
+            of reading them, it is called again.
         check_at_s: When the wheel looks at the files next (`Timed`).
     """
 
@@ -54,7 +55,12 @@ class Certificates:
             log.warning("certificate_not_reloaded", setting=exc.key, reason=str(exc))
             return False
         log.info("certificate_reloaded", certificate=self._settings.certificate)
-        self.on_reload()
+        try:
+            self.on_reload()
+        except (OSError, ssl.SSLError) as exc:  # they read the files too, which may have changed again meanwhile
+            log.warning("certificate_not_reloaded", setting="mqtt.certificate", reason=str(exc))
+            self._seen = ()
+            return False
         return True
 
     def check(self, now_s: float) -> float:

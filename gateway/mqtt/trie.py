@@ -6,7 +6,10 @@ It answers what `edge_protocol.topics.matches` defines, filter by filter; a prop
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+MAX_LEVELS: Final = 128
+"""Of a filter that clients may put in here: a level may be one byte on the wire, and takes 300 in memory."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

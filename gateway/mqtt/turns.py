@@ -2,7 +2,8 @@
 
 Strategy: everything read in one poll is handled before `call_soon` callbacks run, so one callback at the end of a turn
 hands ingest what the turn gathered and writes each connection's output once. Deadlines live in buckets of a tick: a
-packet costs a float assignment, never a timer.
+packet costs a float assignment, never a timer. All connections share a turn and the wheel, so what fails in one member is
+logged and stays its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ log = structlog.get_logger()
 
 TICK_S: Final = 0.1
 """How coarse deadlines are."""
+_AGAIN_S: Final = 1.0
+"""When a member whose check failed is looked at again."""
 
 
 class Writes(Protocol):
@@ -56,10 +59,10 @@ class Turn:
     def _finish(self) -> None:
         if self._has_submitted:
             self._has_submitted = False
-            self._flush()
+            _guarded(self._flush)
         writers, self._writers = self._writers, {}
         for writer in writers:
-            writer.finish_turn()
+            _guarded(writer.finish_turn)
             self._writers.pop(writer, None)  # what it added for itself, it has written
         self._is_scheduled = False
         if self._writers or self._has_submitted:
@@ -124,8 +127,23 @@ class Wheel:
             self._turned = bucket + 1
             for member in self._buckets.pop(bucket, ()):
                 member.check_at_s = float("inf")
-                self.schedule(member, member.check(now_s))
+                self.schedule(member, _checked(member, now_s))
         self._timer = self._loop.call_later(TICK_S, self._turn)
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:  # the worker's top: the others of this turn must still write
+        log.exception("turn_failed")
+
+
+def _checked(member: Timed, now_s: float) -> float:
+    try:
+        return member.check(now_s)
+    except Exception:  # the worker's top: without it no deadline of anybody would be kept any more
+        log.exception("deadline_failed")
+        return now_s + _AGAIN_S
 
 
 class Tasks:

@@ -213,6 +213,7 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
             self._is_ending = True
             self._transport.write(self._ws.send(event.response()))
             self._transport.close()
+            self._abort_soon()
         elif self._ws.state is ConnectionState.OPEN:
             self._end(CloseReason(event.code), event.reason or "")
         else:
@@ -232,6 +233,10 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
         self._is_ending = True
         self._transport.write(self._ws.send(CloseConnection(code=code, reason=reason[:120])))
         self._transport.resume_reading()
+        self._abort_soon()
+
+    def _abort_soon(self) -> None:
+        """Wait for the peer no longer than this, whether for its Close or until it takes what was written."""
         asyncio.get_running_loop().call_later(self._linger_s, self._transport.abort)
 
     # What the connection calls.

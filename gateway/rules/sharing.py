@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import blake2b
+from math import inf
 from typing import Final, Protocol, TypeVar
 
 from edge_protocol.topics import TopicFilter
@@ -30,7 +31,7 @@ class Fate(Enum):
 
 
 class Load(Protocol):
-    """What counts when a member is chosen; all three grow with what speaks against it."""
+    """What counts when a member is chosen; both grow with what speaks against it."""
 
     @property
     def is_away(self) -> bool:
@@ -42,19 +43,25 @@ class Load(Protocol):
         """Deliveries it has not acknowledged."""
         ...
 
-    @property
-    def last_turn(self) -> int:
-        """When it was last chosen; a number that grows with each choice."""
-        ...
-
 
 M = TypeVar("M", bound=Load)
 K = TypeVar("K")
 
 
 def least_loaded(members: Iterable[M]) -> M | None:
-    """Choose for an ordinary message: connected before away, then the fewest unacknowledged, then who waited longest."""
-    return min(members, key=lambda member: (member.is_away, member.owed, member.last_turn), default=None)
+    """Choose for an ordinary message: connected before away, then the fewest unacknowledged, then who waited longest.
+
+    Args:
+        members: Who was chosen longest ago comes first. No more of them are looked at than up to one without any load.
+    """
+    chosen, least = None, (True, inf)
+    for member in members:
+        load = member.is_away, member.owed
+        if chosen is None or load < least:
+            chosen, least = member, load
+            if load == (False, 0):
+                break
+    return chosen
 
 
 def by_preference(device: str, members: Iterable[tuple[str, K]]) -> list[K]:

@@ -6,12 +6,15 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from dispatch_bench import batch, ids
 from mqtt_kit import Client, Running, eventually, properties, running
+from structlog.testing import capture_logs
 
 from gateway.cursors import BusCursors
+from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import (
     Disconnect,
     Puback,
@@ -67,7 +70,8 @@ class Bench:
 async def serving(store: Storage, **options) -> AsyncIterator[Bench]:
     dispatchers = {}
     clock = options.pop("clock", None)
-    cursors = BusCursors(store, dispatchers, **({"clock": clock} if clock else {}))
+    kind = options.pop("kind", BusCursors)
+    cursors = kind(store, dispatchers, **({"clock": clock} if clock else {}))
     async with asyncio.TaskGroup() as tasks:
         task = cursors.start(tasks)
         async with running(state=store.state, cursors=cursors, **options) as run:
@@ -385,3 +389,60 @@ async def test_taken_over(store):
         assert await take(new, 1) == ["a-1"]
         assert isinstance((await old.ended())[-1], Disconnect)
         await until_lag(bench, 0)
+
+
+class GatedCursors(BusCursors):
+    """Opens when the test lets it."""
+
+    gate = asyncio.Event()
+
+    async def open(self, spec, deliverer):
+        await self.gate.wait()
+        return await super().open(spec, deliverer)
+
+
+async def test_taken_over_while_a_cursor_is_opened(store):
+    """The new connection subscribes to the same filter: what it was promised is not taken back in the old one's name."""
+    GatedCursors.gate = asyncio.Event()
+    wanted = Subscribe(packet_id=9, subscriptions=(Subscription(topic_filter="devices/a/events/#", qos=1),))
+    async with serving(store, kind=GatedCursors) as bench:
+        old = await bench.service("svc")
+        old.send(wanted)
+        new = await bench.service("svc", clean_start=False)
+        new.send(wanted)
+        assert isinstance((await old.ended())[-1], Disconnect)
+        GatedCursors.gate.set()
+        assert (await new.read()).reason_codes == (1,)
+        await bench.append(batch("a", 1, 3))
+        assert await take(new, 3) == ["a-1", "a-2", "a-3"]
+        assert len(bench.dispatchers) == 1
+
+
+class FailingSubscriptions:
+    """Those of a store whose disk fails when something is to be removed."""
+
+    def __init__(self, subscriptions) -> None:
+        self.is_failing, self._subscriptions = True, subscriptions
+
+    def __getattr__(self, name):
+        return getattr(self._subscriptions, name)
+
+    async def remove(self, name):
+        if self.is_failing:
+            raise BusUnavailable("disk")
+        await self._subscriptions.remove(name)
+
+
+async def test_a_cursor_that_cannot_be_removed_now(store):
+    """It is removed when the store works again, without a restart: kept, it would hold back retention for ever."""
+    failing = FailingSubscriptions(store.subscriptions)
+    async with serving(replace(store, subscriptions=failing)) as bench:
+        own = await bench.member("own", "devices/a/events/#")
+        with capture_logs() as logs:
+            own.send(Unsubscribe(packet_id=3, topic_filters=("devices/a/events/#",)))
+            await eventually(lambda: "cursor_not_ended" in [each["event"] for each in logs])
+        assert await bench.cursors.prune() == 0
+        assert len(await bench.subscriptions()) == 1
+        failing.is_failing = False
+        assert await bench.cursors.prune() == 0
+        assert await bench.subscriptions() == {}

@@ -415,3 +415,16 @@ async def test_a_begun_flow_is_given_to_no_other_member():
         again = await operator(run, "r", **lasting(Version.V5))
         assert await again.read() == Pubrel(packet_id=packet_id)
         assert await alive(other)
+
+
+async def test_second_pubrel_waits_for_the_release():
+    """PUBCOMP lets the client use the identifier again, so the second one, too, comes when its release is durable."""
+    async with running() as run:
+        client = await run.client(**lasting(Version.V5))
+        await client.publish(EVENTS, qos=2, packet_id=7)
+        run.state.failure = BusUnavailable("disk")
+        client.send(Pubrel(packet_id=7), Pubrel(packet_id=7))
+        assert await alive(client)
+        run.state.failure = None
+        codes = [(await client.read()).reason_code for _ in range(2)]
+        assert codes == [0, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND]

@@ -258,6 +258,24 @@ async def test_bound_by_bytes():
         assert refused.reason_code == 0x97
 
 
+@pytest.mark.parametrize(("levels", "code"), [(9, 0), (10, 0x97)])
+async def test_bound_by_levels(levels, code):
+    """Each level of a long topic costs memory, so it counts: behind the eighth 256 bytes."""
+    async with running(limits={"retained_bytes": 256 * 2 + 100}) as run:
+        ann = await run.client("ann", **ANN)
+        answer = await ann.publish("chat" + "/" * (levels - 1), b"x", retain=True)
+        assert answer.reason_code in {code, code or 0x10}
+
+
+@pytest.mark.parametrize(("levels", "code"), [(128, 1), (129, 0x97)])
+async def test_filters_of_many_levels(levels, code):
+    """A filter of 64 KiB of slashes would take 20 MB: at most 128 levels are granted."""
+    async with running() as run:
+        ann = await run.client("ann", **ANN)
+        suback = await shown(ann, "chat" + "/" * (levels - 1))
+        assert suback.reason_codes == (code,)
+
+
 async def test_expired_messages_make_room():
     """At the bound what has expired is removed first."""
     async with running(limits={"retained_messages": 1}) as run:

@@ -83,6 +83,22 @@ async def test_bad_pair_keeps_the_old(authority, broken):
         assert served_serial(newer) != served_serial(old)
 
 
+async def test_reload_that_others_cannot_follow(authority):
+    """Others read the same files; a pair that changed between two readings is read again, and deadlines go on."""
+    async with running(**served(authority)) as run:
+        calls = []
+
+        def read_too():
+            calls.append(None)
+            if len(calls) == 1:
+                raise ssl.SSLError("half written")
+
+        run.server.on_certificates = read_too
+        assert not run.server.reload_certificates()
+        await eventually(lambda: len(calls) == 2)
+        assert run.server.reload_certificates()
+
+
 def mutual(authority, **options):
     return served(authority, client_ca=str(authority.file), **options)
 

@@ -4,13 +4,14 @@ import asyncio
 import ssl
 import threading
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
 import pytest
 from certified import Authority, served
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mqtt_kit import connect, eventually, publish, running, token
+from mqtt_kit import Client, connect, eventually, publish, running, token
 from paho.mqtt.enums import CallbackAPIVersion
 from raw_websocket import BINARY, CLOSE, PING, PONG, TEXT, RawWebSocket, frame
 
@@ -18,6 +19,9 @@ from gateway.mqtt.codec import Connack, Disconnect, Pingreq, Pingresp, Puback, S
 from gateway.mqtt.codec import Publish as PublishPacket
 
 EVENT = "devices/dev1/events/x"
+
+
+OPERATOR = {"role": "operator", "claims": {"iss": "id"}}
 
 
 @asynccontextmanager
@@ -220,6 +224,31 @@ async def test_server_closes():
         assert await polite.closed() == 1000
         assert (await silent.read_frame())[0] == CLOSE
         assert await silent.read_frame() is None
+
+
+@pytest.mark.parametrize("how", ["close", "disconnect", "disconnect over tcp"])
+async def test_goodbye_of_a_peer_that_does_not_read(how):
+    """Who says goodbye and never takes what was written before is cut off after a moment: its socket is not kept."""
+    urls = ("ws://localhost:0/mqtt", "mqtt://127.0.0.1:0")
+    async with running(listen=urls, limits={"linger_s": 0.2, "unsent_bytes": 1 << 20}) as run:
+        tcp_port = urlsplit(run.server.addresses[-1]).port
+        if how.endswith("tcp"):
+            sub = await Client.open(tcp_port)
+        else:
+            sub = await RawWebSocket.open(run.port)
+        pub = await Client.open(tcp_port)
+        await sub.connect("sub", **OPERATOR)
+        await pub.connect("pub", **OPERATOR)
+        sub.send(Subscribe(packet_id=1, subscriptions=(Subscription(topic_filter="chat/#"),)))
+        await sub.read()
+        sub.writer.transport.pause_reading()
+        (slow,) = [each for each in run.server._hub.sockets if each.client_id == "sub"]
+        while not slow._transport.get_write_buffer_size():
+            await pub.publish("chat/a", b"x" * 20_000)
+        sub.frame(CLOSE, b"\x03\xe8") if how == "close" else sub.send(Disconnect())
+        await eventually(lambda: slow not in run.server._hub.sockets)
+        for each in (sub, pub):
+            each.writer.transport.abort()
 
 
 async def test_slow_reader():

@@ -8,8 +8,9 @@ from typing import Any
 import mqtt5
 import mqtt_strategies as ms
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import SOAK
 
 from gateway.mqtt import codec
 from gateway.mqtt.codec import Connect, Decoder, Packet, PacketType, Properties, Side, Version, encode
@@ -139,6 +140,7 @@ def check_agreement(packet: Packet, decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("sender", ["client", "server"])
+@settings(max_examples=300 * SOAK)
 @given(data=st.data())
 def test_every_packet_agrees(sender: Side, data: st.DataObject) -> None:
     """mqtt5 reads what we write and we read what mqtt5 writes, field by field."""
@@ -146,10 +148,31 @@ def test_every_packet_agrees(sender: Side, data: st.DataObject) -> None:
     check_agreement(packet, Decoder(role=OTHER_SIDE[sender], version=Version.V5))
 
 
+@settings(max_examples=100 * SOAK)
 @given(packet=ms.connects(Version.V5))
 def test_connect_agrees(packet: Connect) -> None:
     """CONNECT with will, credentials and all properties agrees too."""
     check_agreement(packet, Decoder())
+
+
+@pytest.mark.parametrize("size", [n + over for n in (1 << 7, 1 << 14, 1 << 21) for over in (-1, 0, 1)])
+def test_lengths_agree(size: int) -> None:
+    """A Remaining Length of one, two, three and four bytes is written and read alike, at each border."""
+    packet = codec.Publish(topic="t", payload=bytes(size - len("..t.")))
+    width = 1 + (size >= 1 << 7) + (size >= 1 << 14) + (size >= 1 << 21)
+    assert len(encode(packet, Version.V5)) == 1 + width + size
+    check_agreement(packet, Decoder(version=Version.V5, max_packet_bytes=1 << 22))
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 65_534, 65_535])
+def test_strings_agree(size: int) -> None:
+    """Strings and binary data of any length up to the longest are written and read alike, in the Properties too."""
+    text = "é" * (size // 2) + "e" * (size % 2)
+    properties = Properties(
+        content_type=text, correlation_data=text.encode(), user_properties=((text, "once"), ("twice", text))
+    )
+    packet = codec.Publish(topic=text or "t", payload=b"x", properties=properties)
+    check_agreement(packet, Decoder(version=Version.V5))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

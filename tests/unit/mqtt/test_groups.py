@@ -117,6 +117,22 @@ def test_forbidden_to_one():
     assert router.route(message()) == 0
 
 
+class Full(Session):
+    """Hands everything back at once."""
+
+    def offer(self, message, qos, identifiers, *, retain, on_ack=None, key=""):
+        on_ack(Fate.UNSENT)
+        return True
+
+
+def test_a_large_group_that_is_full():
+    """However many members hand a message back at once, the one that has room gets it."""
+    there = Session()
+    router = shared(*(Full() for _ in range(1500)), there, qos=1)
+    router.route(message(1, 1))
+    assert there.payloads == [b"1"]
+
+
 @given(st.lists(st.sampled_from(["publish", "take", "end", "refuse"]), max_size=60))
 def test_nothing_is_lost_while_somebody_is_there(steps):
     """Whatever members do, a QoS 1 message is taken once, refused once, or with somebody, as long as one member stays."""
@@ -260,3 +276,15 @@ async def test_closed():
     task = await bench.start(event())
     await bench.sharing.aclose()
     assert await task == Down("nobody is connected")
+
+
+async def test_room_of_events_that_are_never_asked_for_again():
+    """An event that ended while dispatch had moved elsewhere takes no room from those that come."""
+    session = Session()
+    bench = Bench(session)
+    for n in range(4):
+        task = await bench.start(Event(id=f"e{n}", source="/devices/d", type="t", payload=b"x" * 600_000))
+        assert len(session.has) == 1, n
+        task.cancel()
+        await settle()
+        session.say(Fate.TAKEN)

@@ -117,3 +117,19 @@ async def test_one_who_waits_and_breaks(journal):
     journal.then(told.append)
     assert await journal.settled()
     assert told == [True]
+
+
+async def test_what_failed_never_replaces_what_is_newer(store, journal):
+    """A key that changed again while its write failed is written with its last value, the others with theirs."""
+    store.fails = 1
+    store.gate.clear()
+    journal.put("a", b"old")
+    journal.put("b", b"1")
+    told = []
+    journal.then(told.append)
+    await asyncio.sleep(0.01)
+    journal.put("a", b"new")
+    store.gate.set()
+    assert await journal.settled()
+    assert told == [False]
+    assert store.writes == [{"a": b"new", "b": b"1"}]

@@ -31,6 +31,7 @@ def read(head, rest):
         (header(V4 + b"\x04\x00\x02no" + b"\xe0\x00\x00"), Peer("192.0.2.7", 50000)),
         (header(b"", command=0x20, family=0), None),
         (header(command=0x20), None),
+        (header(V4[:-1], command=0x20), None),
         (header(b"", family=0), None),
         (header(b"\0" * MAX_REST_BYTES, command=0x20, family=0), None),
     ],

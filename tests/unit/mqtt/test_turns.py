@@ -31,6 +31,53 @@ async def test_one_write_a_turn():
     assert len(log) == 3
 
 
+class Broken:
+    """Fails whatever it is asked."""
+
+    check_at_s = float("inf")
+
+    def __init__(self):
+        self.count = 0
+
+    def finish_turn(self):
+        raise RuntimeError("a bug")
+
+    def check(self, _now_s):
+        self.count += 1
+        raise RuntimeError("a bug")
+
+
+async def test_what_fails_in_a_turn_is_its_own():
+    """A flush or a connection that fails is logged; the others of the turn write, and so does every turn behind it."""
+    log = []
+    turn = Turn(asyncio.get_running_loop(), Broken().finish_turn)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            turn.submitted()
+            for writer in (Broken(), Writer(log)):
+                turn.add(writer)
+            await asyncio.sleep(0)
+    assert len(log) == 2
+    assert [each["event"] for each in logs] == ["turn_failed"] * 4
+
+
+async def test_a_deadline_that_fails_does_not_stop_the_wheel():
+    """Others in the same tick are looked at, later ones too, and the one that failed is looked at again."""
+    loop = asyncio.get_running_loop()
+    wheel, broken, same, later = Wheel(loop), Broken(), Member(loop), Member(loop)
+    wheel.start()
+    now_s = loop.time()
+    for member, at_s in ((broken, now_s), (same, now_s), (later, now_s + 2 * TICK_S)):
+        wheel.schedule(member, at_s)
+    with structlog.testing.capture_logs() as logs:
+        async with asyncio.timeout(5):
+            while broken.count < 2:  # noqa: ASYNC110 - told by nobody
+                await asyncio.sleep(0.01)
+    wheel.stop()
+    assert (len(same.seen), len(later.seen)) == (1, 1)
+    assert {each["event"] for each in logs} == {"deadline_failed"}
+
+
 class Member:
     def __init__(self, loop):
         self.check_at_s = float("inf")

@@ -19,16 +19,15 @@ class Load:
     name: str
     is_away: bool = False
     owed: int = 0
-    last_turn: int = 0
 
 
 def test_the_least_loaded_is_connected_then_idle_then_rested() -> None:
     """Being there counts most, then what is owed, then whose turn is longest ago; nobody is chosen of nobody."""
-    away, busy, recent, chosen = Load("a", is_away=True), Load("b", owed=1), Load("c", last_turn=9), Load("d")
-    assert least_loaded([away, busy, recent, chosen]) is chosen
-    assert least_loaded([away, busy, recent]) is recent
-    assert least_loaded([away, busy]) is busy
-    assert least_loaded([away]) is away
+    away, busy, chosen, recent = Load("a", is_away=True), Load("b", owed=1), Load("c"), Load("d")
+    assert least_loaded([away, busy, chosen, recent]) is chosen
+    assert least_loaded([away, busy, Load("e", owed=1)]) is busy
+    assert least_loaded([Load("f", owed=2), busy]) is busy
+    assert least_loaded([away, Load("g", is_away=True)]) is away
     assert least_loaded([]) is None
 
 

@@ -1,0 +1,523 @@
+"""What the model test of the MQTT server is made of: a loop of its own time, a disk that can be held, links and peers.
+
+No socket and no real time: the loop knows when nothing is left to do, and its clock moves only when a test says so. A
+`Peer` keeps its side of the protocol as section 4 of MQTT 5.0 has it, and checks with each packet that the server does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import shutil
+from collections import deque
+from pathlib import Path
+
+from mqtt_kit import FakeAuthenticator, FakeIngest, FakeState, connect, properties, publish, token
+
+from gateway.errors import BusUnavailable
+from gateway.mqtt.codec import (
+    Connack,
+    Decoder,
+    Disconnect,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Suback,
+    Subscribe,
+    Subscription,
+    Version,
+    encode,
+)
+from gateway.mqtt.connection import Connection
+from gateway.mqtt.listeners import MqttServer
+from gateway.mqtt.settings import ServerSettings
+from gateway.storage import open_storage
+
+PLAIN, SHARED = "chat/all", "chat/jobs"
+FILTERS = (PLAIN, f"$share/g/{SHARED}")
+TOKEN = token("ann", "operator", iss="id")
+MOST_SENT = 6  # unacknowledged at a time
+UNIX_S = 1_700_000_000.0
+
+
+class ModelLoop(asyncio.SelectorEventLoop):
+    """A loop whose time stands still until it is told to pass.
+
+    Attributes:
+        waiting: For so many calls of threads: to be idle means to wait for them then.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._now_s = 1000.0
+        self._left_s = 0.0
+        super().__init__(_Idle(self))
+
+    def time(self) -> float:
+        return self._now_s
+
+    def settle(self, seconds: float = 0.0) -> None:
+        """Run until nothing is left to do, and so many seconds have passed."""
+        self._left_s = seconds
+        self.run_forever()
+
+    def turn(self, count: int) -> None:
+        """Run so many turns only."""
+        for _ in range(count):
+            self.stop()
+            self.run_forever()
+
+    def idle(self, timeout_s: float | None) -> None:
+        """Nothing is left to do before a timer is due: let its time come, or stop."""
+        step_s = self._left_s if timeout_s is None else min(timeout_s, self._left_s)
+        if not self._left_s:
+            self.stop()
+        self._now_s += step_s
+        self._left_s -= step_s
+
+
+class _Idle(selectors.DefaultSelector):
+    def __init__(self, loop: ModelLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout=None):
+        if timeout == 0:
+            return []
+        if self._loop.waiting:
+            return super().select(5)
+        self._loop.idle(timeout)
+        return []
+
+
+class Disk(FakeState):
+    """A store whose writes can be held back, and fail; what was under way at a crash may have been written or not."""
+
+    def __init__(self, values=None) -> None:
+        super().__init__(values)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.is_single = False  # whether the gate closes behind the next write
+        self.failures: list[bool] = []  # of the next writes: whether it is written all the same
+        self.under_way = None
+        self.is_dead = False
+
+    async def write(self, changes) -> None:
+        if self.is_dead:
+            raise BusUnavailable("its gateway has been killed")
+        self.under_way = changes
+        await self.gate.wait()
+        if self.is_single:
+            self.is_single = False
+            self.gate.clear()
+        if not self.failures:
+            await self.store(changes)
+        elif self.failures.pop():
+            await self.store(changes)
+            raise BusUnavailable("written, but nobody can tell")
+        else:
+            raise BusUnavailable("not written")
+        self.under_way = None
+
+    async def store(self, changes) -> None:
+        await super().write(changes)
+
+    def crash(self, *, lands: bool) -> Disk:
+        """What is there after a crash."""
+        if lands and self.under_way:
+            self.values = {k: v for k, v in (self.values | dict(self.under_way)).items() if v is not None}
+        return Disk(self.values)
+
+    def session_keys(self) -> list[str]:
+        return list(self.values)
+
+    def close(self) -> None:
+        pass
+
+
+class SqliteDisk(Disk):
+    """The same on a real file; after a crash the gateway gets a copy of what the file and its log held at that moment."""
+
+    def __init__(self, loop: ModelLoop, folder: Path) -> None:
+        super().__init__()
+        self._loop, self._folder, self._calls = loop, folder, 0
+        self._storage = self._run(open_storage(f"sqlite:///{folder}/bus.db", min_free_disk_bytes=0))
+
+    async def get(self, key):
+        return await self._wait(self._storage.state.get(key))
+
+    async def scan(self, prefix, after, limit):
+        return await self._wait(self._storage.state.scan(prefix, after, limit))
+
+    async def store(self, changes) -> None:
+        await self._wait(self._storage.state.write(changes))
+
+    def crash(self, *, lands: bool) -> Disk:
+        if lands and self.under_way:
+            self._run(self._storage.state.write(self.under_way))
+        copy = self._folder.with_name(f"{self._folder.name}x")
+        shutil.copytree(self._folder, copy)
+        self.close()
+        return SqliteDisk(self._loop, copy)
+
+    def session_keys(self) -> list[str]:
+        return [entry.key for entry in self._run(self._storage.state.scan("session/", "", 10_000))]
+
+    def close(self) -> None:
+        self._run(self._storage.aclose())
+
+    def _run(self, work):
+        return self._loop.run_until_complete(self._wait(work))
+
+    async def _wait(self, work):
+        self._loop.waiting += 1
+        try:
+            return await work
+        finally:
+            self._loop.waiting -= 1
+
+
+class Link(asyncio.Transport):
+    """A connection without a socket.
+
+    Attributes:
+        packets: What the server wrote and the client has not read.
+        is_cut: Whether it is closed; what the server wrote before it closed can still be read.
+        is_doomed: Whether the client broke a rule that costs the connection.
+    """
+
+    def __init__(self, hub, version) -> None:
+        super().__init__()
+        self.packets = deque()
+        self.is_cut = self.is_doomed = self._is_paused = False
+        self._decoder = Decoder(role="client", version=version)
+        self._unread: list[bytes] = []
+        self._loop = hub.loop
+        self.connection = Connection(hub)
+        self.connection.connection_made(self)
+
+    def feed(self, data) -> None:
+        self._unread.append(data)
+        self._loop.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        while self._unread and not self._is_paused and not self.is_cut:
+            self.connection.data_received(self._unread.pop(0))
+
+    def check(self) -> None:
+        """Now that the server has read everything: what breaks a rule has cost the connection."""
+        assert self.is_cut or self._unread or not self.is_doomed, "an answer of the wrong kind was taken"
+
+    def lose(self) -> None:
+        """The network is gone, and everything that was in it."""
+        self.packets.clear()
+        self.abort()
+
+    def write(self, data) -> None:
+        if not self.is_cut:
+            self.packets += self._decoder.feed(data)
+
+    def abort(self) -> None:
+        if not self.is_cut:
+            self.is_cut = True
+            self._loop.call_soon(self.connection.connection_lost, None)
+
+    close = write_eof = abort
+
+    def get_extra_info(self, name, default=None):
+        return ("127.0.0.1", 1) if name == "peername" else default
+
+    def is_closing(self) -> bool:
+        return self.is_cut
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def set_write_buffer_limits(self, high=None, low=None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        self._is_paused = True
+
+    def resume_reading(self) -> None:
+        self._is_paused = False
+        self._loop.call_soon(self._deliver)
+
+
+class Gateway:
+    """The server on what a disk holds."""
+
+    def __init__(self, loop: ModelLoop, disk: Disk) -> None:
+        self.loop, self.disk = loop, disk
+
+        async def nothing_stored(_source, _streams):
+            return {}
+
+        parts = {"authenticator": FakeAuthenticator(), "ingest": FakeIngest(), "state": disk}
+        self.server = MqttServer(
+            ServerSettings(listen=()),
+            **parts,
+            stored_through=nothing_stored,
+            clock=lambda: UNIX_S + loop.time(),
+        )
+        loop.run_until_complete(self.server.start())
+        self.hub = self.server._hub
+
+    def kill(self) -> None:
+        """End at once: nothing that runs comes to its end, and nothing more is written."""
+        self.disk.is_dead = True
+        for connection in tuple(self.hub.sockets):
+            connection._transport.lose()
+        self.hub.wheel.stop()
+        self._cancel()
+        self.loop.settle()
+        while self._cancel():  # connections that are lost begin some
+            self.loop.settle()
+
+    def _cancel(self) -> bool:
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        return bool(tasks)
+
+
+class Sent:
+    """A message on its way to the server."""
+
+    def __init__(self, message, qos: int) -> None:
+        self.message, self.qos = message, qos
+        self.is_released = False
+
+
+class Message:
+    """Something published.
+
+    Attributes:
+        number: Counts messages of both peers.
+        fate: None while nobody knows; True: the server acknowledged it; False: nobody will ever know.
+    """
+
+    def __init__(self, number: int, sender: str, topic: str, qos: int) -> None:
+        self.number, self.topic, self.qos = number, topic, qos
+        self.order = sender, topic, qos
+        self.payload = f"{number} {sender} {topic} {qos}".encode()
+        self.fate: bool | None = None
+
+
+class Peer:
+    """A client that keeps its side of the protocol, with a session that survives everything but `clean`.
+
+    Attributes:
+        got: Payloads it took: at QoS 2 once, however often they came.
+        since: Messages below this number may have been published before it was subscribed.
+    """
+
+    def __init__(self, name: str, version: Version, messages: list[Message]) -> None:
+        self.name, self.version, self._messages = name, version, messages
+        self.link: Link | None = None
+        self.maximum = 3 if version is Version.V5 else 65535
+        self.got: list[bytes] = []
+        self.is_clean = True
+        self.is_mute = self.is_in = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin a new session."""
+        for sent in getattr(self, "sending", {}).values():
+            sent.message.fate = False
+        self.sending: dict[int, Sent] = {}
+        self.received: dict[int, bytes] = {}  # QoS 2: taken, and not released
+        self.unanswered: dict[int, bytes] = {}  # QoS 1 and 2: no answer was sent yet
+        self.answered: set[int] = {777}  # PUBREC was sent at some time
+        self.is_subscribed = False
+        self.since = 0
+
+    @property
+    def is_linked(self) -> bool:
+        return self.link is not None and not self.link.is_cut
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it may publish."""
+        return self.is_linked and self.is_in
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is under way."""
+        return not (self.sending or self.received or self.unanswered) and self.is_subscribed and self.is_ready
+
+    # What it does.
+
+    def send(self, *packets) -> None:
+        if self.is_linked:
+            self.link.feed(b"".join(encode(packet, self.version) for packet in packets))
+
+    def answer(self, packet) -> None:
+        """Send an acknowledgement, now or when it speaks again; in order in any case [MQTT-4.6.0-2]."""
+        self._owed.append(packet)
+        if not self.is_mute:
+            self.speak()
+
+    def speak(self) -> None:
+        """Send what it owes."""
+        self.is_mute = False
+        for packet in self._owed:
+            self._note(packet)
+            self.send(packet)
+        self._owed.clear()
+
+    def _note(self, packet) -> None:
+        if isinstance(packet, Puback | Pubrec):
+            self.unanswered.pop(packet.packet_id, None)
+        if isinstance(packet, Puback | Pubcomp):
+            self.open.discard(packet.packet_id)
+        elif isinstance(packet, Pubrec):
+            self.answered.add(packet.packet_id)
+
+    def lose(self) -> None:
+        if self.link:
+            self.link.lose()
+
+    def dial(self, gateway: Gateway, *, clean: bool = False) -> None:
+        """Connect; the old connection may still be there, and is taken over then."""
+        if clean or self.is_clean:
+            self.is_clean = True
+            self._forget()
+        if self.link:
+            self.link.packets.clear()
+        self.link = Link(gateway.hub, self.version)
+        self.is_in = self.is_mute = False
+        self._owed: list = []
+        self.open: set[int] = set()  # the server's identifiers that take a place of the Receive Maximum
+        self.expected: dict[type, list[int]] = {Puback: [], Pubrec: []}  # in the order of our PUBLISHes
+        lasting = {}
+        if self.version is Version.V5:
+            lasting = {"properties": properties(session_expiry_interval=100_000, receive_maximum=self.maximum)}
+        clean_start = self.is_clean and self.version is Version.V5
+        self.send(connect(self.name, token_=TOKEN, version=self.version, clean_start=clean_start, **lasting))
+
+    def publish(self, topic: str, qos: int) -> None:
+        """Publish under the lowest identifier that is free, so that each is soon used again."""
+        in_use = {
+            *self.sending,
+            *self.expected[Puback],
+            *self.expected[Pubrec],
+            *(each.packet_id for each in self._owed),
+        }
+        packet_id = next(each for each in range(1, 100) if each not in in_use)
+        if packet_id > MOST_SENT:
+            return
+        message = Message(len(self._messages), self.name, topic, qos)
+        self._messages.append(message)
+        self.sending[packet_id] = Sent(message, qos)
+        self._publish(packet_id)
+
+    def _publish(self, packet_id: int, *, dup: bool = False) -> None:
+        message = self.sending[packet_id].message
+        self.expected[Puback if message.qos == 1 else Pubrec].append(packet_id)
+        self.send(publish(message.topic, message.payload, qos=message.qos, packet_id=packet_id, dup=dup))
+
+    def repeat(self) -> None:
+        """Send again, on the same connection, what is not acknowledged, as some clients of 3.1.1 do."""
+        for packet_id, sent in self.sending.items():
+            if sent.qos == 2 and not sent.is_released:
+                self._publish(packet_id, dup=True)
+
+    def misbehave(self, choice: int) -> None:
+        """Send what no good client would: an answer to nothing, or of the wrong kind."""
+        known = {packet_id: payload for packet_id, payload in self.unanswered.items() if packet_id in self.open}
+        if not known:
+            kind = (Pubrel, Pubrec, Puback, Pubcomp)[choice % 4]
+            self.send(kind(packet_id=777))
+            return
+        packet_id, payload = next(iter(known.items()))
+        is_once = self._message(payload).qos == 1
+        kind = Pubcomp if choice % 2 else Pubrec if is_once else Puback
+        self.link.is_doomed = True
+        self.send(kind(packet_id=packet_id))
+
+    # What it is sent.
+
+    def read(self) -> None:
+        """Take one packet, if there is one."""
+        if self.link and self.link.packets:
+            packet = self.link.packets.popleft()
+            getattr(self, f"on_{type(packet).__name__.lower()}")(packet)
+
+    def on_connack(self, packet: Connack) -> None:
+        if packet.reason_code:
+            self.link.lose()  # the disk has failed
+            return
+        self.is_in = True
+        is_unsure = self.is_clean and self.version is Version.V311  # an earlier CONNACK may have been lost
+        assert is_unsure or packet.session_present == (not self.is_clean), "Session Present [MQTT-3.2.2-3]"
+        self.is_clean = False
+        self._newest = len(self._messages)
+        if not self.is_subscribed:
+            subscriptions = tuple(Subscription(topic_filter=each, qos=2) for each in FILTERS)
+            self.send(Subscribe(packet_id=1000, subscriptions=subscriptions))
+        for packet_id, sent in list(self.sending.items()):
+            if sent.is_released:
+                self.send(Pubrel(packet_id=packet_id))
+            else:
+                self._publish(packet_id, dup=True)
+
+    def on_suback(self, packet: Suback) -> None:
+        assert [int(code) for code in packet.reason_codes] == [2, 2]
+        self.is_subscribed, self.since = True, len(self._messages)
+
+    def on_publish(self, packet: Publish) -> None:
+        packet_id, payload, is_twice = packet.packet_id, packet.payload, packet.qos == 2
+        message = self._message(payload)
+        assert (packet.topic, packet.qos) == (message.topic, message.qos)
+        assert packet_id not in self.open, "an identifier in use is used again, or a message repeated unasked"
+        before = self.received.get(packet_id) if is_twice else self.unanswered.get(packet_id)
+        assert before in {None, payload}, "an identifier that this client still uses carries another message"
+        assert packet.dup or before is None, "a repetition without DUP [MQTT-3.3.1-1]"
+        assert not packet.dup or message.number < self._newest, "DUP on what was never sent before"
+        self.open.add(packet_id)
+        assert len(self.open) <= self.maximum, "more than the Receive Maximum"
+        self.unanswered[packet_id] = payload
+        if not is_twice or before is None:
+            self.got.append(payload)
+        if is_twice:
+            self.received[packet_id] = payload
+        self.answer((Pubrec if is_twice else Puback)(packet_id=packet_id))
+
+    def on_pubrel(self, packet: Pubrel) -> None:
+        assert packet.packet_id in self.answered, "PUBREL without PUBREC"
+        self.received.pop(packet.packet_id, None)
+        self.answer(Pubcomp(packet_id=packet.packet_id))
+
+    def on_puback(self, packet: Puback) -> None:
+        self._acknowledged(packet)
+
+    def on_pubrec(self, packet: Pubrec) -> None:
+        sent = self._acknowledged(packet)
+        if sent is not None:
+            sent.is_released = True
+            self.answer(Pubrel(packet_id=packet.packet_id))
+
+    def _acknowledged(self, packet: Puback | Pubrec) -> Sent | None:
+        assert self.expected[type(packet)].pop(0) == packet.packet_id, "acknowledged out of order [MQTT-4.6.0-2, -3]"
+        sent = self.sending.get(packet.packet_id)
+        if sent is None:
+            return None
+        sent.message.fate = packet.reason_code < 0x80
+        if packet.reason_code >= 0x80 or sent.qos == 1:
+            del self.sending[packet.packet_id]
+            return None
+        return sent
+
+    def on_pubcomp(self, packet: Pubcomp) -> None:
+        sent = self.sending.get(packet.packet_id)
+        if sent is not None and sent.is_released:
+            del self.sending[packet.packet_id]
+
+    def on_disconnect(self, _packet: Disconnect) -> None:
+        self.link.lose()
+
+    def _message(self, payload: bytes) -> Message:
+        return self._messages[int(payload.split()[0])]
