@@ -26,6 +26,22 @@ DECIDING, _STOPPED, _BUDGET, _RATE, _WRITING = 1, 2, 4, 8, 16  # holds: bits, si
 _UNBOUNDED: Final = 1 << 28  # Maximum Packet Size of a client that names none
 
 
+class _Gone(asyncio.Transport):
+    """The transport of a connection whose socket is gone: has nothing to say, and does nothing."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        return
+
+    def abort(self) -> None:
+        return
+
+
+_GONE: Final = _Gone()
+
+
 class Channel(asyncio.Protocol):
     """Base of `Connection`.
 
@@ -93,6 +109,10 @@ class Channel(asyncio.Protocol):
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self._hub.settings.limits.unsent_bytes)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """The socket is gone; so is the way to it, since in a cycle it would keep what TLS has allocated for minutes."""
+        self._transport = _GONE
 
     def eof_received(self) -> bool:
         """The peer will send no more: MQTT knows no half-open connection."""

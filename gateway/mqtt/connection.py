@@ -148,6 +148,9 @@ class Connection(Channel):
         self._leave("connection lost")
         self._hub.sockets.discard(self)
         self._hub.wheel.forget(self)
+        if self.client_id:
+            del self.inbound  # which knows us: without the cycle all of this goes at once
+        super().connection_lost(exc)
 
     # Reading.
 

@@ -5,7 +5,7 @@ import ssl
 
 import aiomqtt
 import pytest
-from certified import Authority, served
+from certified import Authority, served, trusting
 from mqtt_kit import Client, eventually, running, token
 from structlog.testing import capture_logs
 
@@ -20,13 +20,6 @@ EVENT = "devices/dev1/events/x"
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path)
-
-
-def trusting(authority, device=None):
-    context = ssl.create_default_context(cafile=str(authority.file))
-    if device:
-        context.load_cert_chain(*authority.issue(device, device))
-    return context
 
 
 def served_serial(client):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -58,3 +59,11 @@ def served(authority: Authority, scheme: str = "mqtts", **options: object) -> di
         "certificate": str(authority.folder / "server.pem"),
         "private_key": str(authority.folder / "server-key.pem"),
     } | options
+
+
+def trusting(authority: Authority, device: str = "") -> ssl.SSLContext:
+    """A client's context, with a certificate of its own if it is a device."""
+    context = ssl.create_default_context(cafile=str(authority.file))
+    if device:
+        context.load_cert_chain(*authority.issue(device, device))
+    return context

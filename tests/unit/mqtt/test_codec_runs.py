@@ -134,7 +134,7 @@ def test_damage_is_refused_as_it_is_one_by_one(version: Version, data: st.DataOb
 
 @BOTH
 @pytest.mark.parametrize("qos", [0, 1, 2])
-@pytest.mark.parametrize("sizes", [(5,), (0,), (5, 6, 0)])
+@pytest.mark.parametrize("sizes", [(5,), (0,), (5, 6, 0), (200,), (200, 300), (200, 5)])
 def test_neighbours_that_are_alike_are_one_run(version: Version, qos: int, sizes: tuple[int, ...]) -> None:
     """Equal but for identifier and payload: one run, of one size or of many; identifiers as on the wire."""
     packets = alike(20, *sizes, qos=qos)
@@ -271,6 +271,27 @@ def test_lengths_of_one_two_and_three_bytes(first: int, length: int) -> None:
     assert found == packets
     if length < 16_384:
         assert len(runs[0].payloads) > 1
+
+
+@pytest.mark.parametrize("length", range(2, 9))
+@pytest.mark.parametrize("properties", [EMPTY, Properties(content_type="a")])
+def test_a_packet_too_short_for_its_fields_ends_a_run(length: int, properties: Properties) -> None:
+    """A neighbour whose length ends inside what all have in common is read, and refused, as alone."""
+    wires = [encode(packet, Version.V5) for packet in alike(6, 7, 9, properties=properties)]
+    wires[3] = wires[3][:1] + bytes([length]) + wires[3][2:]
+    alone, runs = (story(Decoder(version=Version.V5), [b"".join(wires)], in_runs=each) for each in (False, True))
+    assert runs == alone
+    assert isinstance(alone[-2], str)
+
+
+@BOTH
+def test_a_third_byte_of_length_is_not_the_first_of_a_topic(version: Version) -> None:
+    """A topic name of 256 bytes begins as the end of a length of three bytes may: the packet is another, and stays it."""
+    packets = [*alike(2, 1, topic="a" * 256), *alike(1, 16_300, topic="a" * 97), *alike(2, 1, topic="a" * 256)]
+    packets[2] = replace(packets[2], packet_id=0x6161, payload=b"a" * 16_300)
+    wire = wire_of(packets, version)
+    assert b"\x01\x00" + b"a" * 97 in encode(packets[2], version)
+    assert story(Decoder(version=version), [wire], in_runs=True) == [*packets, 0]
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 10, -1])
