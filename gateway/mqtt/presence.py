@@ -27,7 +27,7 @@ from edge_protocol.times import rfc3339
 from gateway.errors import GatewayError
 from gateway.mqtt.turns import Tasks
 from gateway.ports.identity import Principal
-from gateway.ports.state import StateStore
+from gateway.ports.state import Entry, StateStore
 from gateway.rules.selection import CONNECTED, DISCONNECTED
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Presence:
         after = ""
         while entries := await self._store.scan(PREFIX, after, _PAGE):
             for entry in entries:
-                record = _decode(entry.value)
+                record = self._read(entry)
                 if record.is_connected:
                     device = entry.key.removeprefix(PREFIX)
                     lost = object()
@@ -178,7 +178,7 @@ class Presence:
         taken = {device: self._waiting.pop(device) for device in devices}
         epochs, unsent, writes = dict(self._epochs), {}, {}
         for device, entry in zip(devices, entries, strict=True):
-            record = _decode(entry.value) if entry else _Record(0, False)
+            record = self._read(entry) if entry else _Record(0, False)
             unsent[device], after = self._numbered(device, taken[device], record, epochs)
             writes[PREFIX + device] = _encode(after)
         try:
@@ -191,6 +191,14 @@ class Presence:
             raise
         self._epochs = epochs
         self._unsent = {device: events for device, events in unsent.items() if events}
+
+    def _read(self, entry: Entry) -> _Record:
+        """What is kept of a device; if it cannot be read, an epoch above all that were counted: they only grow."""
+        try:
+            return _decode(entry.value)
+        except msgspec.DecodeError as error:
+            log.warning("presence_not_read", key=entry.key, error=type(error).__name__)
+            return _Record(int(self._clock()), False)
 
     def _numbered(
         self, device: str, changes: list[_Change], record: _Record, epochs: dict[object, tuple[int, str]]

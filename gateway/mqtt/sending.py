@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from math import ceil
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -15,6 +15,8 @@ from gateway.mqtt.codec import CodecError, Publish, Pubrel, ReasonCode, Version
 from gateway.mqtt.shelf import Item
 from gateway.rules.flows import Delivery
 from gateway.rules.policy import Permissions
+
+_MAX_EXPIRY_S: Final = 0xFFFFFFFF  # Message Expiry Interval is a four byte integer (3.3.2.3.3)
 
 
 class Wire(Protocol):
@@ -88,7 +90,8 @@ class Sender:
             left_s = message.expires_at_s - self._loop.time()
             if left_s <= 0 and not delivery.is_repeat:  # what has begun is completed [MQTT-3.3.2-5]
                 return None
-            whole_s = max(0, ceil(round(left_s, 3)))  # rounding errors of the clock make no second
+            # Rounding errors of the clock make no second, and a clock that was set back no more than the field holds
+            whole_s = min(max(0, ceil(round(left_s, 3))), _MAX_EXPIRY_S)
             properties = msgspec.structs.replace(properties, message_expiry_interval=whole_s)  # [MQTT-3.3.2-6]
         if identifiers:
             properties = msgspec.structs.replace(properties, subscription_identifiers=identifiers)

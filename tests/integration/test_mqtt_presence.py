@@ -121,6 +121,25 @@ async def test_epochs_grow_over_restarts():
         await eventually(lambda: after.seen()[-1] == ("connected", 2))
 
 
+async def test_a_record_that_cannot_be_read():
+    """It costs neither the start nor the reports of others, and the device goes on above every epoch it had."""
+    bus, state = Bus(), FakeState()
+    async with running(announce=bus.announce, state=state) as run:
+        await run.client("dev1")
+        await eventually(lambda: bus.seen() == [("connected", 1)])
+        (key,) = [key for key in state.values if key.startswith("presence/")]
+        broken = FakeState(state.values | {key: b"\xc1"})
+    after = Bus()
+    async with running(announce=after.announce, state=broken) as run:
+        await run.client("dev2")
+        await eventually(lambda: len(after.events) == 1)
+        await run.client("dev1")
+        await eventually(lambda: len(after.events) == 2)
+        epochs = {event.source: json.loads(event.payload)["epoch"] for event in after.events.values()}
+        assert epochs["/devices/dev2"] == 1
+        assert epochs["/devices/dev1"] > 1_000_000_000
+
+
 @pytest.mark.parametrize("is_stored_first", [False, True])
 async def test_bus_unavailable(is_stored_first):
     """While the bus is unavailable clients come and go as ever; then all is reported, in order, each event once."""
