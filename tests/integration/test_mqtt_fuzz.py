@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import random
 import time
 
@@ -10,6 +9,7 @@ import psutil
 import pytest
 import structlog
 from mqtt_kit import connect, eventually, publish, running, token
+from soak import SOAK
 
 from gateway.mqtt.codec import (
     Auth,
@@ -27,7 +27,7 @@ from gateway.mqtt.codec import (
     encode,
 )
 
-STREAMS = 300 * int(os.environ.get("LOCKGATE_SOAK", "1"))
+STREAMS = 300 * SOAK
 
 
 def stream(source, version):
