@@ -40,7 +40,7 @@ SETTINGS: Final = HandlerSettings(
 )
 
 
-End = Callable[[str], Awaitable[None]]
+Ending = Callable[[str], Awaitable[None]]
 """Retires or removes the cursor of a name."""
 
 
@@ -68,7 +68,7 @@ class BusCursors:
         self._keep_s = keep_s
         self._clock = clock
         self._open: dict[str, _Cursor] = {}
-        self._owed: dict[str, End] = {}  # what the store did not take when they were closed
+        self._owed: dict[str, Ending] = {}  # what the store did not take when they were closed
         self._lock = asyncio.Lock()  # none is removed while it is opened
 
     def start(self, tasks: asyncio.TaskGroup) -> asyncio.Task[None]:
@@ -140,7 +140,7 @@ class BusCursors:
         for cursor in tuple(self._open.values()):
             await cursor.aclose()
 
-    async def end(self, name: str, how: End) -> None:
+    async def end(self, name: str, how: Ending) -> None:
         """Retire or remove one that is not open, now or when the store takes it: kept, it would hold back retention."""
         try:
             await how(name)
