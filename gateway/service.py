@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final
 from urllib.parse import SplitResult
 
@@ -31,26 +28,18 @@ from gateway import parts, targets
 from gateway.addresses import public_addresses
 from gateway.config import HandlerSettings as HandlerTable
 from gateway.config import Settings, listen_url
+from gateway.core import Core
 from gateway.cursors import BusCursors
 from gateway.devices.authenticator import ISSUER_PREFIX, AuthSettings, GatewayAuthenticator, own_issuer
-from gateway.devices.enrolment import Enrolment
-from gateway.devices.identity import GatewayIdentity, load_identity
 from gateway.devices.labels import Labels
-from gateway.devices.registry import Registry
-from gateway.devices.revoked_tokens import RevokedTokens
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import ConfigError, SubscriptionDiffers, Unavailable
 from gateway.ingest.pipeline import Pipeline
 from gateway.mqtt.listeners import MqttServer
-from gateway.operations.devices import DeviceOperations
-from gateway.operations.events import EventOperations, append_events, limits_of
-from gateway.operations.live import Live, Stopped
+from gateway.operations.events import append_events, limits_of
 from gateway.ports.bus import End, Position
 from gateway.ports.cursors import NAME_PREFIX
 from gateway.ports.identity import Credentials, Principal, PrincipalKind
-from gateway.ports.operations import Operations
-from gateway.rules.policy import Policy
-from gateway.storage import Storage
 from gateway.tail import show_events
 from gateway.telemetry import Telemetry
 from gateway.web.admin import AdminApi, admin_app
@@ -66,7 +55,6 @@ LabelsOf = Callable[[str], Mapping[str, str]]
 DRAIN_S: Final = 10.0
 HOUSEKEEPING_S: Final = 5.0
 PRUNE_S: Final = 3600.0
-_CA_FILE: Final = "ca.pem"  # beside the server's certificate
 
 
 def serve(settings: Settings) -> None:
@@ -87,84 +75,6 @@ def serve(settings: Settings) -> None:
 
     gc.freeze()  # what was imported lives as long as the process: a full collection stopped all for 15 ms to look through it
     uvloop.run(main())
-
-
-@asynccontextmanager
-async def open_offline(settings: Settings) -> AsyncIterator[Operations]:
-    """Open the files of a stopped gateway for one command."""
-    storage = await parts.open_storage(settings)
-    try:
-        core = Core(settings, storage)
-        yield core.operations(Stopped(*public_addresses(settings)))
-    finally:
-        await storage.aclose()
-
-
-@dataclass(frozen=True)
-class Core:
-    """What a running gateway and a command on a stopped one have in common."""
-
-    settings: Settings
-    storage: Storage
-
-    @cached_property
-    def identity(self) -> GatewayIdentity:
-        """The gateway's keys."""
-        return load_identity(self.settings.state)
-
-    @cached_property
-    def policy(self) -> Policy:
-        """What roles may do."""
-        return Policy(parts.policy_rule(self.settings, n) for n in range(len(self.settings.policy)))
-
-    @cached_property
-    def registry(self) -> Registry:
-        """Who there is."""
-        return Registry(self.storage.state, self.policy)
-
-    @cached_property
-    def ca_pem(self) -> bytes:
-        """The certificate authority that devices pin."""
-        file = self.settings.path(self.settings.mqtt.certificate).with_name(_CA_FILE)
-        try:
-            return file.read_bytes()
-        except OSError as exc:
-            raise ConfigError(
-                "mqtt.certificate", str(file), f"the CA's certificate beside it ({exc.strerror})"
-            ) from exc
-
-    def enrolment(self, mqtt: Sequence[str]) -> Enrolment:
-        """One-time codes."""
-        return Enrolment(
-            self.storage.state,
-            self.registry,
-            self.identity,
-            audience=self.settings.audience,
-            ca_pem=self.ca_pem,
-            mqtt=mqtt,
-        )
-
-    def operations(self, live: Live) -> Operations:
-        """Everything an operator can do."""
-        devices = DeviceOperations(
-            settings=self.settings,
-            registry=self.registry,
-            enrolment=self.enrolment(live.addresses()[0]),
-            identity=self.identity,
-            policy=self.policy,
-            revoked=RevokedTokens(self.storage.state, time.time),
-            live=live,
-            clock=time.time,
-        )
-        events = EventOperations(
-            settings=self.settings,
-            bus=self.storage.bus,
-            subscriptions=self.storage.subscriptions,
-            live=live,
-            clock=time.time,
-            random=os.urandom,
-        )
-        return {**devices.table(), **events.table()}
 
 
 class Gateway:

@@ -69,7 +69,7 @@ async def connect(settings: Settings) -> AsyncIterator[Connection]:
             async with _session(address) as session:
                 yield Connection(True, lambda name, arguments: _remote(session, name, arguments))
     else:
-        from gateway.service import open_offline  # noqa: PLC0415  # the whole gateway: only where it is needed
+        from gateway.core import open_offline  # noqa: PLC0415  # the whole gateway: only where it is needed
 
         async with open_offline(settings) as operations:
             yield Connection(False, lambda name, arguments: _local(operations, name, arguments))
