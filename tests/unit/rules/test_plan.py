@@ -25,7 +25,9 @@ WINDOW = 12
 class World:
     """A log, a store that keeps what was saved, and the shell's part of dispatch, without waiting."""
 
-    def __init__(self, rows: list[tuple[int, int]], *, ordering: str = "device", block: bool = False) -> None:
+    def __init__(
+        self, rows: list[tuple[int, int]], *, ordering: str = "device", block: bool = False, batch: int = 1
+    ) -> None:
         self.settings = HandlerSettings(
             ordering=ordering,  # type: ignore[arg-type]  # checked by the callers
             retry=RetryPolicy(max_attempts=5, first_s=1, max_s=8),
@@ -33,6 +35,7 @@ class World:
             give_up_after_s=1000,
             on_dead_letter="block" if block else "continue",
             window_events=WINDOW,
+            batch=batch,
         )
         self.rows = [self._row(number, f"/devices/d{who}", count) for number, (who, count) in enumerate(rows, 1)]
         self.source_of = {at: row.source for row in self.rows for at, _ in row.events}
@@ -58,7 +61,7 @@ class World:
 
     def restart(self) -> None:
         self.plan = Plan(self.settings, self.floors)
-        self.running: list[Item] = []
+        self.running: list[list[Item]] = []  # by request
         self.looking = self._look()
         assert len(self.since_save) <= WINDOW, "a crash delivers more than a window again"
         self.since_save = set()
@@ -80,35 +83,55 @@ class World:
         item = self.plan.start(self.now_s)
         if item is None:
             return
+        batch = self.plan.join(item, self.now_s)
+        request = batch.items if batch else [item]
+        assert 1 <= len(request) <= self.settings.batch
+        assert len(request) == 1 or not any(each.probe or each.attempts or each.home is None for each in request)
+        if self.settings.ordering == "device":
+            busy = {running.lane.source for others in self.running for running in others}
+            assert len({each.lane.source for each in request} - busy) == 1, "two requests at a time for one source"
+        for n, each in enumerate(request):
+            self._check_turn(each, request[:n])
+        self.running.append(request)
+        assert self.plan.running == sum(map(len, self.running))
+        assert self.plan.running + len(self.since_save) <= WINDOW, "a crash delivers more than a window again"
+
+    def _check_turn(self, item: Item, before: list[Item]) -> None:
         at, source = item.position, self.source_of[item.position]
         assert item.event.id == str(at)
         assert at not in self.settled or at in self.replayed, f"{at} was delivered and saved"
-        if self.settings.ordering == "device":
-            assert source not in [running.lane.source for running in self.running], "two at a time for one source"
-            missing = [
-                earlier
-                for earlier, owner in self.source_of.items()
-                if owner == source and earlier < at and not self.delivered[earlier] and earlier not in self.given_up
-            ]
-            assert at in self.replayed or set(missing) <= self.replayed, f"{at} overtakes {missing}"
-        self.running.append(item)
+        if self.settings.ordering == "none":
+            return
+        gone = self.given_up | {each.position for each in before}
+        missing = {
+            earlier
+            for earlier, owner in self.source_of.items()
+            if owner == source and earlier < at and not self.delivered[earlier] and earlier not in gone
+        }
+        assert at in self.replayed or missing <= self.replayed, f"{at} overtakes {missing}"
 
     def end(self, verdict: int, which: int) -> None:
         if not self.running:
             return
-        item = self.running.pop(which % len(self.running))
+        request = self.running.pop(which % len(self.running))
+        item, *others = request
         if verdict == 0:
-            self.plan.delivered(item)
-            self.delivered[item.position] += 1
-            self.since_save.add(item.position)
+            for each in request:
+                self.plan.delivered(each)
+                self.delivered[each.position] += 1
+                self.since_save.add(each.position)
+        elif verdict < 3 and others:
+            self.plan.give_back(request, alone=True)
         elif verdict == 1:
             if self.plan.failed(item, "500", now_s=self.now_s, jitter=0.5) is Stage.DEAD:
                 self._died(item.position)
         elif verdict == 2:
             self.plan.refused(item, "400")
             self._died(item.position)
-        elif self.plan.down(item, "503", now_s=self.now_s, jitter=0.5) is Stage.DEAD:
-            self._died(item.position)
+        else:
+            self.plan.give_back(others, alone=False)
+            if self.plan.down(item, "503", now_s=self.now_s, jitter=0.5) is Stage.DEAD:
+                self._died(item.position)
 
     def _died(self, at: int) -> None:
         if self.settings.on_dead_letter == "continue" or self.settings.ordering == "none":
@@ -235,16 +258,17 @@ def _act(world: World, chance: random.Random, weights: list[int]) -> None:
     seed=st.integers(0, 2**32),
     ordering=st.sampled_from(("device", "device", "none")),
     block=st.booleans(),
+    batch=st.sampled_from((1, 1, 2, 5, WINDOW + 1)),
     trouble=st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.integers(0, 1)),
 )
 def test_nothing_is_lost_or_overtaken(
-    seed: int, ordering: str, block: bool, trouble: tuple[int, int, int, int, int]
+    seed: int, ordering: str, block: bool, batch: int, trouble: tuple[int, int, int, int, int]
 ) -> None:
     """Whatever services, crashes and operators do, every event is delivered or a dead letter, in order per source."""
     chance = random.Random(seed)
     failed, refused, down, operators, crashes = trouble
     rows = [(chance.randrange(3), chance.randint(1, 6)) for _ in range(40)]
-    world = World(rows, ordering=ordering, block=block)
+    world = World(rows, ordering=ordering, block=block, batch=batch)
     for _ in range(500):
         _act(world, chance, [6, 8, 4, failed, refused, down, 16, 3, operators, crashes])
     world.finish()
@@ -254,7 +278,7 @@ def test_nothing_is_lost_or_overtaken(
     assert all(entry.state == "dead" for entry in world.entries.values()), world.entries
     assert world.floors[0] == (world.rows[-1].end, ())
     assert world.plan.events == world.plan.running == 0
-    assert sum(lane.refs for lane in world.plan._lanes.values()) == 0
+    assert sum(lane.refs for lane in world.plan._agenda.lanes.values()) == 0
 
 
 def _fed(rows: list[tuple[int, int]], **how: Any) -> World:
@@ -319,7 +343,7 @@ def test_down_uses_up_no_attempt_and_pauses_all() -> None:
     assert world.plan.next_due_s(0.0) == 0.5
     world.now_s = 0.5
     world.start()
-    probe = world.running[-1]
+    (probe,) = world.running[-1]
     assert (probe.position, probe.attempts, probe.probe) == (1 << 10, 0, True)
     assert world.plan.start(1000.0) is None
     world.end(0, 1)
@@ -366,6 +390,147 @@ def test_window_bounds_what_is_read_and_what_is_unsaved() -> None:
     assert world.plan.is_save_due
     world.save()
     assert world.plan.start(0.0) is not None
+
+
+def _positions(world: World) -> list[list[int]]:
+    """What runs: row and place in it, by request."""
+    return [[(item.position >> 10) * 10 + item.position % 1024 for item in request] for request in world.running]
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(3, [3, 1]), (4, [4]), (5, [4])])
+def test_batch_is_what_is_ready_of_one_source(batch: int, sizes: list[int]) -> None:
+    """A request holds consecutive events of one source, up to the limit, and is not waited for; one at a time."""
+    world = _fed([(0, 2), (1, 1), (0, 2)], batch=batch)
+    world.start()
+    world.start()
+    world.start()
+    assert _positions(world) == [[10, 11, 30, 31][:batch], [20]]
+    world.end(0, 0)
+    world.start()
+    assert [len(request) for request in world.running] == [1, *sizes[1:]]
+
+
+def test_batch_without_ordering_takes_any_source() -> None:
+    """Where order does not matter a request holds what is ready, of whatever source, in the order of the log."""
+    world = _fed([(0, 1), (1, 1), (0, 1), (2, 1)], ordering="none", batch=3)
+    world.start()
+    world.start()
+    assert _positions(world) == [[10, 20, 30], [40]]
+    world.end(1, 0)
+    for _ in range(3):
+        world.start()
+    assert _positions(world) == [[40], [10], [20], [30]]
+
+
+@pytest.mark.parametrize("verdict", [1, 2])
+def test_batch_that_failed_goes_one_by_one(verdict: int) -> None:
+    """A request that is not taken uses up nothing; each event goes alone, in order; what comes behind is batched again."""
+    world = _fed([(0, 3), (0, 3)], batch=3)
+    world.start()
+    world.end(verdict, 0)
+    world.save()
+    assert world.entries == {}
+    for at in (10, 11, 12):
+        world.start()
+        assert _positions(world) == [[at]]
+        assert world.running[0][0].attempts == 0
+        world.end(0, 0)
+    world.start()
+    assert _positions(world) == [[20, 21, 22]]
+
+
+def test_poisoned_event_in_a_batch_hits_itself_only() -> None:
+    """One refused among others is the one dead letter, after one request for all and one for each."""
+    world = _fed([(0, 3)], batch=10)
+    requests = 0
+    while world.plan.events:
+        world.start()
+        requests += 1
+        world.end(2 if any(item.position == 1025 for item in world.running[0]) else 0, 0)
+    world.save()
+    assert [(at, entry.state, entry.attempts) for at, entry in world.entries.items()] == [(1025, "dead", 1)]
+    assert requests == 4
+
+
+def test_batch_meets_an_outage() -> None:
+    """Down gives all back in order and unharmed; one event is the probe, the others follow as a batch."""
+    world = _fed([(0, 3), (0, 1), (1, 1)], batch=10)
+    world.start()
+    world.end(3, 0)
+    world.now_s = 0.5
+    world.start()
+    assert _positions(world) == [[10]]
+    assert world.running[0][0].probe
+    assert world.plan.start(0.5) is None
+    world.end(0, 0)
+    world.start()
+    world.start()
+    assert sorted(_positions(world)) == [[11, 12, 20], [30]]
+    assert {item.attempts for request in world.running for item in request} == {0}
+
+
+def test_batch_that_brings_the_target_down_is_not_repeated_for_ever() -> None:
+    """A service that drops every request with several events gets them one by one after the second time."""
+    world = _fed([(0, 3), (0, 3)], batch=3)
+    useless = 0
+    for _ in range(20):
+        world.now_s += 10
+        world.start()
+        if world.running:
+            useless += len(world.running[0]) > 1
+            world.end(3 if len(world.running[0]) > 1 else 0, 0)
+        world.save()
+    assert world.plan.events == 0
+    assert world.entries == {}
+    assert useless <= 4
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_batch_gives_up_as_single_events_do(block: bool) -> None:
+    """After a day down the head of a batch is the dead letter; those behind it stay, or wait for it."""
+    world = _fed([(0, 3)], batch=3, block=block)
+    world.start()
+    world.now_s = 1000.0
+    world.end(3, 0)
+    world.save()
+    states = [(at - 1024, entry.state) for at, entry in sorted(world.entries.items())]
+    assert states == ([(0, "dead"), (1, "blocked")] if block else [(0, "dead")])
+    assert world.plan.events == (0 if block else 2)
+
+
+def test_entry_that_comes_back_goes_alone() -> None:
+    """A replayed dead letter does not share a request, though others of its source are ready."""
+    world = World([(0, 1), (0, 2)], batch=5)
+    world.read()
+    world.start()
+    world.end(2, 0)
+    world.save()
+    world.read()
+    world.operate(0, discard=False)
+    world.save()
+    world.start()
+    assert _positions(world) == [[10]]
+    world.end(0, 0)
+    world.start()
+    assert _positions(world) == [[20, 21]]
+
+
+def test_lane_told_to_wait_while_its_last_row_is_delivered() -> None:
+    """A stored entry found damaged while a row read back is with the target: that row is finished all the same."""
+    world = World([(0, 1), (0, 1)], block=True)
+    world.read()
+    world.start()
+    world.end(2, 0)  # the first event is a dead letter, the second waits for it
+    world.read()
+    world.save()
+    world.operate(0, discard=True)
+    world.save()
+    world.save()
+    world.start()
+    world.plan.lose("/devices/d0", 1024, "damaged")
+    world.end(0, 0)
+    world.save()
+    assert [(entry.position, entry.state) for entry in world.entries.values()] == [(1024, "dead")]
 
 
 def test_damaged_row_is_a_dead_letter() -> None:
