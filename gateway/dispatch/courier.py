@@ -61,11 +61,10 @@ class Courier:
         self._on_trouble = on_trouble
         self._on_answer = on_answer
 
-    async def deliver(self, item: Item) -> None:
-        """Deliver one event."""
+    async def deliver(self, item: Item, begun_s: float) -> None:
+        """Deliver one event, started at a time on the monotonic clock."""
         if item.attempts:
             self._tally.retried += 1
-        begun_s = self._monotonic()
         verdict = await self._attempt(item.event, item.attempts + 1)
         if isinstance(verdict, Delivered):
             self._took(item, begun_s)
@@ -74,9 +73,8 @@ class Courier:
         if item.probe:
             self._answered()
 
-    async def deliver_batch(self, batch: Batch) -> None:
+    async def deliver_batch(self, batch: Batch, begun_s: float) -> None:
         """Deliver several events in one request, whose verdict is about all of them."""
-        begun_s = self._monotonic()
         verdict = await self._attempt_batch(batch)
         first, *others = batch.items
         if isinstance(verdict, Delivered):

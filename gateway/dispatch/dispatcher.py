@@ -291,10 +291,10 @@ class Dispatcher:
                 await waiting
                 continue
             batch = plan.join(item, now_s) if batches else None
-            await (courier.deliver(item) if batch is None else courier.deliver_batch(batch))
+            await (courier.deliver(item, now_s) if batch is None else courier.deliver_batch(batch, now_s))
             if reader.waits and plan.has_room:
                 reader.room.set()
-            if plan.is_save_due or plan.is_wanting:
+            if plan.is_look_due:
                 keeper.bell.set()
             streak += 1
             if streak % _STREAK == 0:

@@ -157,11 +157,6 @@ class Plan:
         """How many entries that had been put aside are in memory."""
         return len(self._admitted)
 
-    @property
-    def is_wanting(self) -> bool:
-        """Whether `wanted` may name a source."""
-        return bool(self._agenda.wanting)
-
     def wanted(self) -> list[str]:
         """Name the sources whose references are to be read back now: save, read the store, `refill`, then ask again."""
         if self.events >= self._settings.window_events * 5 // 4 or self._size >= self._settings.window_bytes * 5 // 4:
@@ -176,7 +171,8 @@ class Plan:
     def startable(self, now_s: float) -> int:
         """Tell how many deliveries `start` would give now, at most (0 only if none)."""
         self._agenda.ripen(now_s)
-        if self.paused or self._free <= 0 or not self.breaker.allows(now_s):
+        full = self.running + self._ledger.unsaved >= self._settings.window_events
+        if self.paused or full or not self.breaker.allows(now_s):
             return 0
         ready = len(self._agenda.ready)
         return ready if self.breaker.health is Health.UP else min(1, ready)
@@ -204,7 +200,8 @@ class Plan:
             return None
         lane = first.lane
         next_lane = (lambda: lane if lane.queue else None) if self._ordered else self._agenda.first
-        batch = gather(first, next_lane, min(self._settings.batch, 1 + self._free))
+        room = self._settings.window_events - self.running - self._ledger.unsaved
+        batch = gather(first, next_lane, min(self._settings.batch, 1 + room))
         for item in batch.items[1:] if batch else ():
             self._begin(item, now_s)
         return batch
@@ -284,6 +281,11 @@ class Plan:
         """Whether to save now rather than soon: half the window is delivered and not saved."""
         return self._ledger.unsaved * 2 >= self._settings.window_events
 
+    @property
+    def is_look_due(self) -> bool:
+        """Whether to look at what is to be saved or read back now rather than soon: or `wanted` may name a source."""
+        return self._ledger.unsaved * 2 >= self._settings.window_events or bool(self._agenda.wanting)
+
     def take(self) -> Changes | None:
         """Give all changes since the last time, to be saved in one transaction until it succeeds; None without any."""
         return self._ledger.take()
@@ -312,11 +314,6 @@ class Plan:
         item.lane.size -= item.size
         self.events -= 1
         self._size -= item.size
-
-    @property
-    def _free(self) -> int:
-        """How many more deliveries may start: those with the target and those not saved are at most a window."""
-        return self._settings.window_events - self.running - self._ledger.unsaved
 
     def _begin(self, item: Item, now_s: float) -> None:
         item.move(Act.START)
