@@ -1,4 +1,4 @@
-"""Dispatch of stored events by a running gateway: to a local HTTP sink one by one, and to a Python handler.
+"""Dispatch of stored events by a running gateway: to a local HTTP sink one by one and in batches, and to a Python handler.
 
 HTTP is compared with the same aiohttp client that posts bare, as many at a time, to the same sink.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,27 +23,34 @@ from common.deployment import Deployment
 from common.figures import Figure, alternate, compare
 from common.filling import fill
 
+from edge_protocol.events import BATCH_TYPE
 from gateway.bench import Target
 from gateway.demo.stage import free_port
 
 HERE = Path(__file__).parent
+PATH = f"{HERE}{os.pathsep}{HERE.parent}"  # of the gateway: our handlers, and the tree that is measured
 CONCURRENCY = 16
-HTTP_A_SECOND, PYTHON_A_SECOND = 5000, 30_000
+BATCH = 100
+HTTP_A_SECOND, BATCHED_A_SECOND, PYTHON_A_SECOND = 5000, 30_000, 30_000
 DEVICES = 64
 
 
 def measure(options: Options) -> Sequence[Figure]:
     """Measure."""
     posts, calls = int(HTTP_A_SECOND * options.seconds), int(PYTHON_A_SECOND * options.seconds)
+    batched = int(BATCHED_A_SECOND * options.seconds) // BATCH * BATCH
     with _sink(options.folder) as sink:
         port = sink.address[1]
         http = _stage(options.folder / "http", f'url = "http://127.0.0.1:{port}/"')
+        batches = _stage(options.folder / "batches", f'batch = {BATCH}\nurl = "http://127.0.0.1:{port}/"')
         python = _stage(options.folder / "python", 'url = "python:common.sinks:count"', calls)
         found = alternate(
             options.rounds,
             {
                 "gateway": lambda: _delivered(options, http, posts, port),
-                "same client, bare": lambda: _bare(port, posts),
+                "same client, bare": lambda: _bare(port, posts, *_single()),
+                "batches": lambda: _delivered(options, batches, batched, port),
+                "same client, bare batches": lambda: _bare(port, batched // BATCH, *_batch()) * BATCH,
                 "python": lambda: _called(python, calls),
             },
         )
@@ -51,6 +59,7 @@ def measure(options: Options) -> Sequence[Figure]:
         compare(
             "dispatch to HTTP, one by one", "events/s", found, "gateway", "same client, bare", at_least=0.5, aim=0.8
         ),
+        compare(f"dispatch to HTTP, batches of {BATCH}", "events/s", found, "batches", "same client, bare batches"),
         Figure(
             name="dispatch to a Python handler",
             unit="events/s",
@@ -71,7 +80,7 @@ def _stage(folder: Path, url: str, count: int = 0) -> Deployment:
     """A gateway with one handler, started once so that the handler's place is the beginning of what comes."""
     handler = f'name = "sink"\ntypes = ["stored"]\nconcurrency = {CONCURRENCY}\n{url}'
     seen = {"BENCH_SINK": str(folder / "sink.json"), "BENCH_COUNT": str(count)}
-    deployment = Deployment(folder, handler, PYTHONPATH=str(HERE), **seen)
+    deployment = Deployment(folder, handler, PYTHONPATH=PATH, **seen)
     deployment.start_gateway()
     deployment.halt()
     return deployment
@@ -105,11 +114,22 @@ def _answered(port: int) -> int:
         return int(answer.read())
 
 
-def _bare(port: int, count: int) -> float:
-    """The same client, headers of the same size, as many at a time."""
+def _single() -> tuple[Mapping[str, str], bytes]:
+    """Headers and body of the size of one event's."""
     headers = {f"ce-{name}": "0123456789abcdef0123456789" for name in ("id", "source", "type", "stream", "sequence")}
     headers |= {"Content-Type": "application/json", "Idempotency-Key": "0123456789abcdef0123456789"}
-    body = json.dumps({"value": "x" * 150}).encode()
+    return headers, json.dumps({"value": "x" * 150}).encode()
+
+
+def _batch() -> tuple[Mapping[str, str], bytes]:
+    """Headers and body of the size of a full batch's."""
+    event = dict.fromkeys(("id", "source", "type", "stream", "sequence"), "0123456789abcdef0123456789")
+    event |= {"specversion": "1.0", "data": {"value": "x" * 150}}
+    return {"Content-Type": BATCH_TYPE, "Idempotency-Key": "0" * 77}, json.dumps([event] * BATCH).encode()
+
+
+def _bare(port: int, count: int, headers: Mapping[str, str], body: bytes) -> float:
+    """Requests a second of the same client, as many at a time."""
 
     async def work() -> float:
         left = iter(range(count))

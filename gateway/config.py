@@ -135,6 +135,7 @@ class HandlerSettings(_Section, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     ordering: Literal["device", "none"] = "device"
     concurrency: Annotated[int, Meta(ge=1, le=1024)] = 16
+    batch: Annotated[int, Meta(ge=1, le=1000)] = 1
     timeout: Duration = Duration(10)
     retry: RetrySettings = RetrySettings()
     give_up_after: Duration = Duration(24 * 3600)

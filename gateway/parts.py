@@ -121,6 +121,7 @@ def target_config(table: HandlerTable) -> TargetConfig:
         secret=table.secret,
         headers=table.headers,
         concurrency=table.concurrency,
+        batch=table.batch,
     )
 
 
@@ -130,6 +131,7 @@ def handler_settings(table: HandlerTable) -> HandlerSettings:
     return HandlerSettings(
         ordering=table.ordering,
         concurrency=table.concurrency,
+        batch=table.batch,
         retry=retry,
         give_up_after_s=table.give_up_after,
         on_dead_letter=table.on_dead_letter,

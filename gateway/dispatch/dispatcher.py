@@ -1,6 +1,6 @@
 """Delivers one subscription to one target: workers around the plan, and the tasks that feed and save it.
 
-A fixed set of workers takes deliveries from the plan and gives it the verdicts; no task is made for an event. Tasks wake
+A fixed set of workers takes deliveries from the plan and has the courier deliver them; no task is made for an event. Tasks wake
 one another through events and futures only; all decisions are the plan's. Knows no scheme, no storage backend, no metrics.
 """
 
@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from edge_protocol.events import Event
+from gateway.dispatch.courier import Courier, OnDelivered
 from gateway.dispatch.keeping import Keeper
 from gateway.dispatch.patience import Patience
 from gateway.dispatch.reading import Decoder, Reader
@@ -24,16 +25,12 @@ from gateway.dispatch.stats import DispatchState, DispatchStats, Tally
 from gateway.errors import Fenced, NotFound, Unavailable
 from gateway.ports.bus import EventBus
 from gateway.ports.subscriptions import Lease, Subscriptions, SubscriptionSpec
-from gateway.ports.target import Delivered, Deliverer, Down, Failed, Refused, Verdict
+from gateway.ports.target import Deliverer
 from gateway.rules.breaker import Health
-from gateway.rules.delivery import Item, Stage
 from gateway.rules.handling import HandlerSettings
-from gateway.rules.idempotency import idempotency_key
 from gateway.rules.plan import Plan
 
 log = structlog.get_logger()
-
-OnDelivered = Callable[[Event, int | None, float], None]
 
 _LEASE_S: Final = 60.0
 _STREAK: Final = 32  # deliveries that never wait, before a worker lets others run: well below a millisecond
@@ -56,7 +53,7 @@ class Dispatcher:
         settings: How to deliver.
         bus: What is delivered.
         subscriptions: Where it stands.
-        deliverer: The open target; closing it is the caller's.
+        deliverer: The open target, a `BatchDeliverer` where settings ask for batches; closing it is the caller's.
         labels_of: Labels of a device, by id.
         clock: Unix time in seconds.
         monotonic: Seconds on a clock that is never set.
@@ -192,10 +189,24 @@ class Dispatcher:
         self._plan, self._reader, self._keeper = plan, reader, keeper
         return keeper
 
+    def _courier(self, plan: Plan) -> Courier:
+        return Courier(
+            self._spec.name,
+            self._deliverer,
+            plan,
+            tally=self._tally,
+            monotonic=self._monotonic,
+            random=self._random,
+            on_delivered=self._on_delivered,
+            on_trouble=self._tick.set,
+            on_answer=self._rouse,
+        )
+
     async def _run_tasks(self, lease: Lease, keeper: Keeper) -> None:
         assert self._plan is not None
         assert self._reader is not None
         plan, reader, name = self._plan, self._reader, self._spec.name
+        courier = self._courier(plan)
         async with asyncio.TaskGroup() as group:
             feeders = [
                 group.create_task(
@@ -206,7 +217,7 @@ class Dispatcher:
             feeders.append(group.create_task(self._patiently(partial(keeper.run, self._rouse)), name=f"{name}-keep"))
             feeders.append(group.create_task(self._run_timers(plan), name=f"{name}-timers"))
             workers = [
-                group.create_task(self._work(plan, reader, keeper), name=f"{name}-deliver-{n}")
+                group.create_task(self._work(plan, courier, reader, keeper), name=f"{name}-deliver-{n}")
                 for n in range(self._settings.concurrency)
             ]
             await self._stopping.wait()
@@ -268,83 +279,23 @@ class Dispatcher:
 
     # ---- delivering
 
-    async def _work(self, plan: Plan, reader: Reader, keeper: Keeper) -> None:
+    async def _work(self, plan: Plan, courier: Courier, reader: Reader, keeper: Keeper) -> None:
+        batches = self._settings.batch > 1
         streak = 0
         while not self._stopping.is_set():
-            item = plan.start(self._monotonic())
+            now_s = self._monotonic()
+            item = plan.start(now_s)
             if item is None:
                 waiting = asyncio.get_running_loop().create_future()
                 self._idle.append(waiting)
                 await waiting
                 continue
-            await self._deliver(plan, item)
+            batch = plan.join(item, now_s) if batches else None
+            await (courier.deliver(item, now_s) if batch is None else courier.deliver_batch(batch, now_s))
             if reader.waits and plan.has_room:
                 reader.room.set()
-            if plan.is_save_due or plan.is_wanting:
+            if plan.is_look_due:
                 keeper.bell.set()
             streak += 1
             if streak % _STREAK == 0:
                 await asyncio.sleep(0)
-
-    async def _deliver(self, plan: Plan, item: Item) -> None:
-        event = item.event
-        if item.attempts:
-            self._tally.retried += 1
-        begun_s = self._monotonic()
-        verdict = await self._attempt(event, item.attempts + 1)
-        if isinstance(verdict, Delivered):
-            plan.delivered(item)
-            self._tally.delivered += 1
-            self._on_delivered(event, item.received_ms, self._monotonic() - begun_s)
-        else:
-            self._judge(plan, item, verdict)
-        if item.probe:
-            self._answered(plan)
-
-    async def _attempt(self, event: Event, attempt: int) -> Verdict:
-        try:
-            key = idempotency_key(event.source, event.id)
-            return await self._deliverer.deliver(event, key=key, attempt=attempt)
-        except Exception as exc:  # a target must not raise; if one does, no worker dies of it
-            log.exception("target_raised", handler=self._spec.name, event_id=event.id)
-            return Failed(f"the target raised {type(exc).__name__}")
-
-    def _judge(self, plan: Plan, item: Item, verdict: Failed | Refused | Down) -> None:
-        now_s, jitter = self._monotonic(), self._random()
-        if isinstance(verdict, Down):
-            was_up = plan.breaker.health is Health.UP
-            stage = plan.down(item, verdict.cause, now_s=now_s, jitter=jitter, retry_after_s=verdict.retry_after_s)
-            self._tally.down += was_up
-            if was_up:
-                log.warning("target_down", handler=self._spec.name, reason=verdict.cause)
-        else:
-            self._tally.failed += 1
-            if isinstance(verdict, Failed):
-                retry_after_s = verdict.retry_after_s
-                stage = plan.failed(item, verdict.cause, now_s=now_s, jitter=jitter, retry_after_s=retry_after_s)
-            else:
-                stage = plan.refused(item, verdict.cause)
-        self._note(item, stage)
-        self._tick.set()
-
-    def _note(self, item: Item, stage: Stage) -> None:
-        event = item.event
-        if stage is Stage.DEAD:
-            self._tally.dead += 1
-        elif stage is Stage.WAITING:
-            self._tally.deferred += 1
-        else:
-            return
-        log.warning(  # without the cause: it may quote what the service answered; the dead letter has it
-            "event_dead_lettered" if stage is Stage.DEAD else "event_deferred",
-            handler=self._spec.name,
-            source=event.source,
-            event_id=event.id,
-            type=event.type,
-            attempts=item.attempts,
-        )
-
-    def _answered(self, plan: Plan) -> None:
-        if plan.breaker.health is Health.UP:
-            log.info("target_up", handler=self._spec.name)
-        self._rouse()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import SplitResult
 
 from edge_protocol.events import Event
@@ -20,7 +20,8 @@ class TargetConfig:
         timeout_s: One delivery may take this long, in seconds.
         secret: Signs requests where the scheme can (Standard Webhooks); "" for none.
         headers: Added to every request where the scheme has headers.
-        concurrency: Deliveries at a time.
+        concurrency: Requests at a time.
+        batch: Events a request at most; with more than 1 the scheme's form for batches is used, for single events too.
     """
 
     handler: str
@@ -29,6 +30,7 @@ class TargetConfig:
     secret: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     concurrency: int = 16
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,22 @@ class Deliverer(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections."""
+        ...
+
+
+@runtime_checkable
+class BatchDeliverer(Deliverer, Protocol):
+    """An open target that can take several events in one request."""
+
+    async def deliver_batch(self, events: Sequence[bytes], *, key: str) -> Verdict:
+        """Hand over events, all or none. Never raises but CancelledError.
+
+        Whatever the verdict, if it is not `Delivered` the events come again; after `Failed` and `Refused` one by one.
+
+        Args:
+            events: In order, each in the CloudEvents JSON format.
+            key: Idempotency key of this composition; the events' own are made of source and id.
+        """
         ...
 
 

@@ -30,7 +30,7 @@ class Act(StrEnum):
     START = "start"
     DELIVER = "deliver"
     RETRY = "retry"
-    RETURN = "return"  # the target is down; nothing is counted
+    RETURN = "return"  # the verdict is not about this event; nothing is counted
     DEFER = "defer"
     SHED = "shed"
     BURY = "bury"
@@ -48,6 +48,9 @@ MOVES: Final = {
     (Stage.RETRYING, Act.SHED): Stage.SHED,
     (Stage.RUNNING, Act.BURY): Stage.DEAD,
 }
+
+
+SHARES: Final = 2  # so that one outage does not part what was under way
 
 
 class Reference:
@@ -79,7 +82,7 @@ class Lane:
 
     Attributes:
         queue: What is in memory, next first.
-        running: Whether one is with the target.
+        running: How many of it are with the target: one, or those that share a request.
         held: Positions put aside that later events wait for.
         refs: References in the store, to be read back once nothing is held.
         loaded: Those of them that have been read back.
@@ -92,7 +95,7 @@ class Lane:
         self.key = key
         self.source = source
         self.queue: deque[Item] = deque()
-        self.running = False
+        self.running = 0
         self.held: set[int] = set()
         self.refs = 0
         self.loaded: dict[Reference, None] = {}
@@ -117,6 +120,7 @@ class Item:
         due_s: Not before, on the caller's clock.
         cause: Of the last failure.
         probe: Whether it finds out if a target that was down is there again.
+        shares: How many more requests it may come back from that it shares with others; at 0 it goes alone.
     """
 
     __slots__ = (
@@ -131,6 +135,7 @@ class Item:
         "probe",
         "received_ms",
         "row",
+        "shares",
         "size",
         "stage",
     )
@@ -158,11 +163,25 @@ class Item:
         self.due_s = 0.0
         self.cause = ""
         self.probe = False
+        self.shares = SHARES
         self.stage = Stage.QUEUED
 
     def move(self, act: Act) -> None:
         """Apply the table."""
         self.stage = MOVES[self.stage, act]
+
+    def aside(self, state: Literal["waiting", "dead"], cause: str) -> Aside:
+        """What is to be stored when it is put aside."""
+        return Aside(
+            position=self.position,
+            source=self.lane.source,
+            state=state,
+            event=self.event,
+            attempts=self.attempts,
+            cause=cause,
+            next_s=self.due_s,
+            since_s=self.first_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

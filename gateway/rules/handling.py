@@ -14,7 +14,8 @@ class HandlerSettings:
 
     Attributes:
         ordering: "device": one delivery at a time for each source, in order; "none": each event for itself.
-        concurrency: Deliveries at a time.
+        concurrency: Requests at a time, each with one delivery or a batch.
+        batch: Deliveries that may share a request; more than 1 only for a target that takes batches.
         retry: For failures of the event.
         pause: For a target that is down.
         give_up_after_s: An event becomes a dead letter when the target is still down this long after its first try.
@@ -26,6 +27,7 @@ class HandlerSettings:
 
     ordering: Literal["device", "none"] = "device"
     concurrency: int = 16
+    batch: int = 1
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     pause: PausePolicy = field(default_factory=PausePolicy)
     give_up_after_s: float = 86_400.0

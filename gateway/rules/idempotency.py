@@ -1,9 +1,10 @@
-"""The idempotency key: what a service deduplicates by."""
+"""Idempotency keys: what a service deduplicates by."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from urllib.parse import quote
 
 _PLAIN = re.compile(r"[A-Za-z0-9/_.~:@!$&*+=-]*")
@@ -20,6 +21,18 @@ def idempotency_key(source: str, id_: str) -> str:
     """
     key = f"{_encoded(source)}#{_encoded(id_)}"
     return key if len(key) <= _MAX_LENGTH else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def batch_key(keys: Iterable[str]) -> str:
+    """Name a request with several events: the same whenever it holds the same events in the same order.
+
+    `batch:sha256:` and the digest of their keys, a line each, in hexadecimal. It is no event's key: it has no `#`.
+
+    Args:
+        keys: Of the events.
+    """
+    lines = "\n".join(keys)
+    return f"batch:sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def _encoded(text: str) -> str:

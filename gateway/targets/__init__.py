@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 
 from gateway.errors import ConfigError
-from gateway.ports.target import Deliverer, Target, TargetConfig
+from gateway.ports.target import BatchDeliverer, Deliverer, Target, TargetConfig
 
 __all__ = ["open_target", "schemes"]
 
@@ -20,13 +20,18 @@ async def open_target(config: TargetConfig) -> Deliverer:
     """Open the target that a handler's URL names.
 
     Raises:
-        ConfigError: No target serves the scheme, or the target cannot use the URL.
+        ConfigError: No target serves the scheme, or the target cannot use the URL or batches.
     """
     target = _targets().get(config.url.scheme)
     if target is None:
         expected = "a URL with one of the schemes " + ", ".join(schemes())
         raise ConfigError(f"handlers.{config.handler}.url", config.url.geturl(), expected)
-    return await target.open(config)
+    deliverer = await target.open(config)
+    if config.batch > 1 and not isinstance(deliverer, BatchDeliverer):
+        await deliverer.aclose()
+        expected = f"1: {config.url.scheme}: takes one event at a time"
+        raise ConfigError(f"handlers.{config.handler}.batch", config.batch, expected)
+    return deliverer
 
 
 def schemes() -> tuple[str, ...]:

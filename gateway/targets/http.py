@@ -1,6 +1,7 @@
-"""Targets `http://` and `https://`: CloudEvents HTTP protocol binding 1.0.2, binary mode, one request an event.
+"""Targets `http://` and `https://`: CloudEvents HTTP protocol binding 1.0.2.
 
-Every request carries `Idempotency-Key`, W3C `traceparent`, and, where a secret is set, a Standard Webhooks signature.
+Binary mode, one request an event; a handler with `batch` above 1 gets batched mode always, a JSON array even of one
+event, so that a service needs to read one form only. Every request carries `Idempotency-Key`, W3C `traceparent`, and, where a secret is set, a Standard Webhooks signature.
 Answers: 2xx is delivered; 429 and 503 mean down; 408 and 5xx failed; anything else refused. Redirects are not followed:
 a service that moved is a matter for its operator.
 """
@@ -14,7 +15,7 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import quote
@@ -22,7 +23,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from edge_protocol.events import JSON_TYPE, Event
+from edge_protocol.events import BATCH_TYPE, JSON_TYPE, Event, encode_batch, encode_event
 from gateway.errors import ConfigError
 from gateway.ports.target import Delivered, Deliverer, Down, Failed, Refused, Target, TargetConfig, Verdict
 
@@ -43,6 +44,7 @@ class HttpDeliverer:
         self._timeout_s = config.timeout_s
         self._key = _signing_key(config)
         self._headers = dict(config.headers)
+        self._batches = config.batch > 1
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=config.concurrency),
             # Connecting ends well before the whole: a host that is silent is down, it did not fail this event.
@@ -53,13 +55,22 @@ class HttpDeliverer:
 
     async def deliver(self, event: Event, *, key: str, attempt: int) -> Verdict:  # noqa: ARG002  # the binding has no place for it
         """Post one event; see the module for what answers mean."""
-        headers = event_headers(event) | {"Idempotency-Key": key} | self._headers
+        if self._batches:
+            return await self._send(encode_batch((encode_event(event),)), batch_headers(event), key)
+        return await self._send(event.payload, event_headers(event), key)
+
+    async def deliver_batch(self, events: Sequence[bytes], *, key: str) -> Verdict:
+        """Post several events (section 3.3 of the binding); they keep their own `traceparent` attributes."""
+        return await self._send(encode_batch(events), batch_headers(), key)
+
+    async def _send(self, body: bytes, headers: dict[str, str], key: str) -> Verdict:
+        headers |= {"Idempotency-Key": key} | self._headers
         if self._key is not None:
-            headers |= signature_headers(self._key, key, int(time.time()), event.payload)
+            headers |= signature_headers(self._key, key, int(time.time()), body)
         try:
-            return await self._post(event.payload, headers)
+            return await self._post(body, headers)
         except (aiohttp.ServerDisconnectedError, ConnectionResetError):
-            return await self._again(event.payload, headers)
+            return await self._again(body, headers)
 
     async def _again(self, body: bytes, headers: dict[str, str]) -> Verdict:
         """Post once more: a service may close an idle connection just when it is used again (RFC 9112, section 9.5)."""
@@ -92,11 +103,7 @@ class HttpDeliverer:
 
 
 def event_headers(event: Event) -> dict[str, str]:
-    """Write an event's attributes as headers (CloudEvents HTTP binding 1.0.2, section 3.1.3); data is the body.
-
-    A `traceparent` that the producer did not give is made here (W3C Trace Context, section 3.2), so that the service's
-    trace begins at the gateway.
-    """
+    """Write an event's attributes as headers (CloudEvents HTTP binding 1.0.2, section 3.1.3); data is the body."""
     headers = {
         "ce-specversion": "1.0",
         "ce-id": encode_value(event.id),
@@ -110,10 +117,24 @@ def event_headers(event: Event) -> dict[str, str]:
     for name, value in event.extensions.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         headers[f"ce-{name}"] = encode_value(text)
-    parent = str(event.extensions.get("traceparent", ""))
-    valid = _TRACEPARENT.fullmatch(parent) is not None
-    headers["traceparent"] = parent if valid else f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    headers["traceparent"] = _traceparent(event)
     return headers
+
+
+def batch_headers(event: Event | None = None) -> dict[str, str]:
+    """Write the headers of a JSON batch (CloudEvents HTTP binding 1.0.2, section 3.3).
+
+    Args:
+        event: The only one in it; None if there are several.
+    """
+    return {"Content-Type": BATCH_TYPE, "traceparent": _traceparent(event)}
+
+
+def _traceparent(event: Event | None) -> str:
+    """The one that the producer gave, else a new one: the service's trace begins at the gateway (W3C, section 3.2)."""
+    parent = str(event.extensions.get("traceparent", "")) if event else ""
+    valid = _TRACEPARENT.fullmatch(parent) is not None
+    return parent if valid else f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
 def encode_value(text: str) -> str:

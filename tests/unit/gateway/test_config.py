@@ -69,6 +69,19 @@ def test_events_in_a_publish_are_bounded_by_the_position(events, fits):
             parse(document)
 
 
+@pytest.mark.parametrize(
+    ("batch", "fits"), [(0, False), (1, True), (2, True), (999, True), (1000, True), (1001, False)]
+)
+def test_events_a_request_are_bounded(batch, fits):
+    """A handler takes 1 to 1,000 events a request."""
+    document = _with(handlers=[{"name": "a", "url": "http://x", "batch": batch}])
+    if fits:
+        assert parse(document).handlers[0].batch == batch
+    else:
+        with pytest.raises(ConfigError, match=r"handlers\[0\]\.batch: expected int (>= 1|<= 1000), found"):
+            parse(document)
+
+
 def test_the_window_is_longer_than_an_envelope_may_be_old():
     """P6: a deduplication window of twice the clock skew or less leaves no time for anything to be accepted."""
     auth = {"clock_skew": "60s"}

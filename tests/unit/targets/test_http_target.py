@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import json
 import re
 import socket
 import time
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from aiohttp import web
 
-from edge_protocol.events import Event
+from edge_protocol.events import Event, Limits, decode_event, encode_event
 from gateway.errors import ConfigError
 from gateway.ports.target import Delivered, Deliverer, Down, Failed, Refused, TargetConfig
 from gateway.targets import open_target, schemes
@@ -121,6 +122,57 @@ async def test_content_type_and_trace_of_the_event(service: Service, opened: Any
     await target.deliver(event, key="k", attempt=1)
     headers, body = service.requests[0]
     assert (headers["Content-Type"], body, headers["traceparent"]) == ("image/png", b"\x89PNG", parent)
+
+
+TRACED = Event(
+    id="e-2",
+    source="/devices/cart-7",
+    type="photo_taken",
+    datacontenttype="image/png",
+    payload=b"\x89PNG",
+    extensions={"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
+)
+
+
+async def test_batched_mode(service: Service, opened: Any) -> None:
+    """Several events are a JSON array in order, each whole with its own trace; the request has key, trace, headers."""
+    target = await opened(service.url, batch=2, secret="s3cret", headers={"X-Shop": "north"})
+    texts = [encode_event(EVENT), encode_event(TRACED)]
+    assert await target.deliver_batch(texts, key="batch:k") == Delivered()
+    headers, body = service.requests[0]
+    first, second = json.loads(body)
+    assert decode_event(json.dumps(second).encode(), limits=Limits(), source=TRACED.source) == TRACED
+    assert first == {
+        "specversion": "1.0",
+        "id": "e-1",
+        "source": "/devices/cart-7",
+        "type": "order_placed",
+        "time": "2026-11-23T09:30:00Z",
+        "subject": "Euro € 😀",
+        "stream": "s",
+        "sequence": "12",
+        "backlog": True,
+        "priority": 3,
+        "data": {"cart": 7},
+    }
+    assert headers["Content-Type"] == "application/cloudevents-batch+json"
+    assert (headers["Idempotency-Key"], headers["X-Shop"], headers["webhook-id"]) == ("batch:k", "north", "batch:k")
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", headers["traceparent"])
+    assert headers["traceparent"] != TRACED.extensions["traceparent"]
+    assert not [name for name in headers if name.lower().startswith("ce-")]
+    signed = signature_headers(b"s3cret", "batch:k", int(headers["webhook-timestamp"]), body)
+    assert headers["webhook-signature"] == signed["webhook-signature"]
+
+
+async def test_single_event_in_batched_mode(service: Service, opened: Any) -> None:
+    """A handler with batches gets an array of one too, under the event's own key and trace: one form to read."""
+    target = await opened(service.url, batch=2)
+    assert await target.deliver(TRACED, key="/devices/cart-7#e-2", attempt=1) == Delivered()
+    headers, body = service.requests[0]
+    assert body == b"[" + encode_event(TRACED) + b"]"
+    assert headers["Content-Type"] == "application/cloudevents-batch+json"
+    assert headers["Idempotency-Key"] == "/devices/cart-7#e-2"
+    assert headers["traceparent"] == TRACED.extensions["traceparent"]
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,10 @@ async def opened(tmp_path: Path) -> AsyncIterator[Any]:
     path, modules = list(sys.path), set(sys.modules)
     targets = []
 
-    async def open_one(url: str, **modules: str) -> Any:
+    async def open_one(url: str, batch: int = 1, **modules: str) -> Any:
         for name, text in modules.items():
             (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-        targets.append(await open_target(TargetConfig(handler="orders", url=urlsplit(url))))
+        targets.append(await open_target(TargetConfig(handler="orders", url=urlsplit(url), batch=batch)))
         return targets[-1]
 
     with contextlib.chdir(tmp_path):
@@ -170,3 +170,13 @@ def test_import_is_light() -> None:
 def test_version() -> None:
     """The version is the distribution's."""
     assert gateway.__version__ == "0.1.0"
+
+
+async def test_takes_no_batches(opened: Any) -> None:
+    """A function is called with one event; a handler that asks for more a request is told so at start."""
+    text = "async def place(event): ..."
+    with pytest.raises(
+        ConfigError, match=r"handlers\.orders\.batch: expected 1: python: takes one event at a time, found 2"
+    ):
+        await opened("python:shop:place", batch=2, shop=text)
+    await opened("python:shop:place", batch=1, shop=text)
