@@ -21,7 +21,7 @@ from edge_protocol.events import check_size, decode_batch, decode_event
 from edge_protocol.payload import Limits, check_depth
 from edge_protocol.times import rfc3339
 from gateway.ingest.openings import Summary, summary
-from gateway.rules.framed import MAX_EVENTS, Frame, digits, pack
+from gateway.rules.framed import MAX_EVENTS, MAX_FRAME_BYTES, Frame, digits, pack
 
 OCTET_STREAM: Final = "application/octet-stream"
 ENVELOPE_TYPES: Final = ("application/cose", "application/lockgate-events")
@@ -155,7 +155,8 @@ def read_run(
     """
     if len(payloads) > MAX_EVENTS or (content_type and media_type(content_type).startswith(_CLOUDEVENTS)):
         return None
-    named_type = content_type or (JSON_TYPE if payloads[0][:1] in _JSON_STARTS else OCTET_STREAM)
+    guessed_type = JSON_TYPE if payloads[0][:1] in _JSON_STARTS else OCTET_STREAM
+    named_type = guessed_type if content_type is None else content_type
     before, between, after, is_json = _frame(source, event_type, named_type)
     if not (_are_json(payloads, limits) if is_json else _are_octets(payloads, is_named=content_type is not None)):
         return None
@@ -165,8 +166,9 @@ def read_run(
         middle=b"".join((between, arrived.time.encode(), after, b',"data":' if is_json else b',"data_base64":"')),
         stop=b"}" if is_json else b'"}',
     )
-    largest = sum(map(len, frame)) + 2 + max(map(len, data))
-    if largest > limits.event_bytes or max(map(len, payloads)) > limits.envelope_bytes:
+    largest = frame.size_bytes + 2 + max(map(len, data))
+    is_large = largest > limits.event_bytes or max(map(len, payloads)) > limits.envelope_bytes
+    if is_large or frame.size_bytes > MAX_FRAME_BYTES:
         return None
     last_id = arrived.id[:-2] + digits(len(payloads) - 1)
     return Summary(pack(frame, data), "framed", None, (event_type,), len(payloads), last_id, ())

@@ -17,6 +17,9 @@ from typing import Final, Literal, NamedTuple
 from edge_protocol.events import Encoding
 
 MAX_EVENTS: Final = 256
+MAX_FRAME_BYTES: Final = 400
+"""Of what events have in common: readers, who get it once for each event, count so much against the size of a page."""
+
 Packing = Encoding | Literal["framed"]
 """How a batch is appended. Readers never see "framed"."""
 
@@ -30,6 +33,11 @@ class Frame(NamedTuple):
     start: bytes
     middle: bytes
     stop: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what is packed once."""
+        return sum(map(len, self))
 
 
 def digits(n: int) -> str:

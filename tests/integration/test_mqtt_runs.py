@@ -93,8 +93,10 @@ async def serving(
     await pipeline.start()
     try:
         async with running(ingest=pipeline, **{"limits": ROOM, "clock": time.time} | options) as run:
-            yield Site(run, pipeline, bus)
-            bus.gate.set()
+            try:
+                yield Site(run, pipeline, bus)
+            finally:
+                bus.gate.set()
     finally:
         await pipeline.aclose()
         await storage.aclose()
@@ -392,6 +394,7 @@ async def test_a_bus_that_fails_acknowledges_nothing_of_a_burst(version):
         else:
             assert found == []
         assert await site.numbers() == []
+        assert site.run.server.stats.publishes == {0x83: 1}
         again = await site.run.client(version=version)
         again.send(*burst(N))
         assert await acknowledged(again, N) == [Puback(packet_id=n) for n in range(1, N + 1)]
@@ -443,6 +446,19 @@ async def test_packets_between_runs_keep_their_place():
         client.send(Pubrel(packet_id=11))
         assert await client.read() == Pubcomp(packet_id=11)
         assert await site.numbers() == [n for n in range(1, 28) if n != 22]
+
+
+@BOTH
+async def test_a_burst_at_qos_2_is_taken_once(version):
+    """Each publish of a burst at QoS 2 has its own flow; what is repeated before PUBREL is not stored again."""
+    async with serving() as site:
+        client = await site.run.client(version=version)
+        packets = burst(50, qos=2)
+        client.send(*packets, *packets)
+        assert [packet.packet_id for packet in await acknowledged(client, 100)] == [*range(1, 51), *range(1, 51)]
+        client.send(*(Pubrel(packet_id=n) for n in range(1, 51)))
+        assert await acknowledged(client, 50) == [Pubcomp(packet_id=n) for n in range(1, 51)]
+        assert await site.numbers() == list(range(1, 51))
 
 
 async def test_bytes_that_break_the_stream_behind_a_run():

@@ -28,20 +28,20 @@ from gateway.ports.bus import (
     position,
     row_of,
 )
-from gateway.rules.framed import unframed
+from gateway.rules.framed import MAX_FRAME_BYTES, unframed
 from gateway.storage.sqlite.append import checksum
 from gateway.storage.sqlite.schema import scalar
 
 PAGE_ROWS: Final = 4096
 DISORDER_MS: Final = 60_000  # how far arrival times of neighbouring rows may be out of order, for `place_of`
 
-# The last row of a page: as many as fit into the bytes asked for, one at least. What framed events have in common, some
-# 200 bytes of each, counts for each: so many they are in memory.
-_UPTO = """
+# The last row of a page: as many as fit into the bytes asked for, one at least. What framed events have in common counts
+# for each of them, at its bound: that is what they are in memory.
+_UPTO = f"""
 SELECT coalesce(max(position) FILTER (WHERE bytes <= ?3), min(position)) FROM (
     SELECT position, sum(size) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING) AS bytes
-    FROM (SELECT position, length(body) + iif(encoding = 'framed', 200 * count, 0) AS size FROM batch WHERE position >= ?1 ORDER BY position LIMIT ?2))
-"""
+    FROM (SELECT position, length(body) + iif(encoding = 'framed', {MAX_FRAME_BYTES} * count, 0) AS size FROM batch WHERE position >= ?1 ORDER BY position LIMIT ?2))
+"""  # noqa: S608  # a constant
 _ROWS = """
 SELECT position, source.name AS source, received_ms, count, coalesce(stream.name, '') AS stream, first, types,
     encoding, crc, body
