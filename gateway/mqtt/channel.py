@@ -32,6 +32,9 @@ class _Gone(asyncio.Transport):
     def is_closing(self) -> bool:
         return True
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def close(self) -> None:
         return
 
