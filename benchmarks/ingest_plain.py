@@ -1,5 +1,7 @@
 """Plain QoS 1 publishes, 256 bytes, 4 connections with 64 in flight, against brokers.
 
+Then 128 connections with one in flight, where no publish can share its way with another (docs/adr/0008-runs.md).
+
 The gateway stores before PUBACK, policy and sessions on, without TLS. Its peers: Mosquitto in memory, NATS JetStream that
 syncs every append, amqtt; and what the load generator reaches against a server that acknowledges blindly.
 """
@@ -24,6 +26,7 @@ from gateway.demo.stage import free_port
 from gateway.mqtt.codec import Publish, Version, encode
 
 CONNECTIONS, WINDOW, SIZE, TOPIC = 4, 64, 256, "bench/plain"
+MANY = 128
 BLIND = Path(__file__).parent / "common" / "blind.py"
 
 
@@ -31,7 +34,7 @@ def measure(options: Options) -> Sequence[Figure]:
     """Measure."""
     with ExitStack() as running:
         deployment = running.enter_context(deployed(options.folder / "gateway"))
-        devices = deployment.register(CONNECTIONS, "simple-device")
+        devices = deployment.register(MANY, "simple-device")
         brokers = {
             "Mosquitto in memory": running.enter_context(peers.mosquitto(options.folder)),
             "amqtt": running.enter_context(peers.amqtt(options.folder)),
@@ -43,13 +46,17 @@ def measure(options: Options) -> Sequence[Figure]:
         def gateway() -> float:
             before = deployment.cpu_s()
             with options.flaming(deployment.process.pid):
-                result = run(deployment.plain, devices, _load(options))
+                result = run(deployment.plain, devices[:CONNECTIONS], _load(options))
             cpu.append((deployment.cpu_s() - before) / result.acknowledged * 1e6)
             return result.rate
 
         contenders: dict[str, Callable[[], float]] = {
             "gateway": gateway,
             **{name: partial(_broker, options, target) for name, target in brokers.items()},
+            "gateway, singles": lambda: run(deployment.plain, devices, _load(options, window=1)).rate,
+            "Mosquitto, singles": lambda: (
+                run(brokers["Mosquitto in memory"], strangers(MANY), _load(options, TOPIC, window=1)).rate
+            ),
             "NATS, every append synced": lambda: publish_rate(
                 nats, connections=CONNECTIONS, size=SIZE, seconds=options.seconds
             ),
@@ -61,12 +68,13 @@ def measure(options: Options) -> Sequence[Figure]:
         compare(name, unit, found, "gateway", "NATS, every append synced", at_least=8, aim=20),
         compare(name, unit, found, "gateway", "amqtt"),
         Figure(name="gateway CPU a publish, all threads", unit="us", value=statistics.median(cpu), rounds=cpu),
+        compare(f"plain QoS 1 ingest, {MANY} connections x 1", unit, found, "gateway, singles", "Mosquitto, singles"),
         compare("load generator against a blind server", unit, found, "generator's ceiling", "gateway"),
     ]
 
 
-def _load(options: Options, topic: str = "") -> Load:
-    return Load(seconds=options.seconds, window=WINDOW, size=SIZE, version=Version.V311, topic=topic)
+def _load(options: Options, topic: str = "", window: int = WINDOW) -> Load:
+    return Load(seconds=options.seconds, window=window, size=SIZE, version=Version.V311, topic=topic)
 
 
 def _broker(options: Options, target: Target) -> float:
