@@ -40,7 +40,7 @@ format: $(VENV)/.dev ## format, and mend what the linter can mend
 soak: $(VENV)/.dev debian tests/support/mqttjs/node_modules ## the crash, fuzz and fault tests with larger numbers (about an hour)
 	SOAK=40 $(BIN)/python -m pytest -m soak --timeout 7200 $(ARGS)
 
-bench: $(VENV)/.dev debian ## measure against peers and floors, about eight minutes; writes benchmarks/RESULTS.md
+bench: $(VENV)/.dev debian ## measure against peers and floors, about nine minutes; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/all.py --json benchmarks/results.json --results benchmarks/RESULTS.md $(ARGS)
 
 debian:

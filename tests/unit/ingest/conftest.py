@@ -1,5 +1,7 @@
 """Fixtures: a store in memory and a started pipeline on it."""
 
+import asyncio
+
 import ingest_parts as parts
 import pytest
 
@@ -17,3 +19,14 @@ async def pipeline(bus):
     await pipeline.start()
     yield pipeline
     await pipeline.aclose()
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """One event loop with one pool of two processes for all examples of a module."""
+    with asyncio.Runner() as runner:
+        bus = parts.FailingBus(None)
+        pipeline = parts.pipeline_on(bus, processes=2)
+        runner.run(pipeline.start())
+        yield runner, pipeline, bus
+        runner.run(pipeline.aclose())

@@ -123,17 +123,6 @@ def is_json(payload):
     return True
 
 
-@pytest.fixture(scope="module")
-def runner():
-    """One event loop with one pool of two processes for all examples of this module."""
-    with asyncio.Runner() as runner:
-        bus = parts.FailingBus(None)
-        pipeline = parts.pipeline_on(bus, processes=2)
-        runner.run(pipeline.start())
-        yield runner, pipeline, bus
-        runner.run(pipeline.aclose())
-
-
 PUBLISHES = st.lists(
     st.tuples(
         st.integers(0, 2),  # lane

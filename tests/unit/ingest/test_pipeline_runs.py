@@ -219,17 +219,6 @@ async def test_a_listener_that_fails_costs_no_other_its_receipt(pipeline):
     assert [entry["event"] for entry in logs] == ["settle_failed"]
 
 
-@pytest.fixture(scope="module")
-def runner():
-    """One event loop with one pool of two processes for all examples of this module."""
-    with asyncio.Runner() as runner:
-        bus = parts.FailingBus(None)
-        pipeline = parts.pipeline_on(bus, processes=2)
-        runner.run(pipeline.start())
-        yield runner, pipeline, bus
-        runner.run(pipeline.aclose())
-
-
 PUBLISHES = st.lists(
     st.tuples(
         st.integers(0, 1),  # lane

@@ -4,39 +4,11 @@ from __future__ import annotations
 
 import json
 
-import apsw
 import pytest
 from batches import framed_batch, ids_in, plain_batch, read_all
+from closed_store import run_sql
 
 from gateway.ports.bus import Position
-from gateway.storage import open_storage
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "bus.db"
-
-
-@pytest.fixture
-async def open_store(path):
-    stores = []
-
-    async def open_one():
-        stores.append(await open_storage(f"sqlite:///{path}", min_free_disk_bytes=0))
-        return stores[-1]
-
-    yield open_one
-    for store in stores:
-        await store.aclose()
-
-
-def ask(path, sql):
-    """Look into a closed store, or damage it."""
-    connection = apsw.Connection(str(path))
-    try:
-        return connection.execute(sql).fetchall()
-    finally:
-        connection.close()
 
 
 async def test_a_framed_row_is_there_after_a_restart(open_store, path):
@@ -46,7 +18,7 @@ async def test_a_framed_row_is_there_after_a_restart(open_store, path):
     await store.bus.append([plain_batch("a"), batch])
     before = await read_all(store.bus)
     await store.aclose()
-    assert ask(path, "SELECT encoding, body FROM batch WHERE position = 2") == [("framed", batch.body)]
+    assert run_sql(path, "SELECT encoding, body FROM batch WHERE position = 2") == [("framed", batch.body)]
     store = await open_store()
     assert await read_all(store.bus) == before
     assert [event["data"] for event in json.loads(before[1].body)] == list(range(256))
@@ -76,7 +48,7 @@ async def test_a_damaged_framed_row_is_reported_and_its_neighbours_are_read(open
     store = await open_store()
     await store.bus.append([framed_batch(b"1", b"2", tag=n) for n in range(3)])
     await store.aclose()
-    ask(path, damage)
+    run_sql(path, damage)
     store = await open_store()
     page = await store.bus.read(0, Position(0), max_bytes=1 << 20)
     assert [batch.row for batch in page.batches] == [1, 3]
@@ -96,7 +68,7 @@ async def test_a_row_that_is_said_to_be_framed_is_reported(open_store, path, col
     store = await open_store()
     await store.bus.append([plain_batch("a"), plain_batch("b"), plain_batch("c")])
     await store.aclose()
-    ask(
+    run_sql(
         path,
         f"UPDATE batch SET {column} = CAST('framed' AS {'BLOB' if column == 'body' else 'TEXT'}) WHERE position = 2",
     )

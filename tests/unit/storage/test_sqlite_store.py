@@ -7,43 +7,17 @@ import asyncio
 import apsw
 import pytest
 from batches import NOW_MS, ids_in, plain_batch, read_all, span_batch
+from closed_store import run_sql
 from msgspec.structs import replace
 
 from gateway.errors import BusFull, BusUnavailable
 from gateway.ports.bus import Beginning, Forked, Position, Retention, Stored, position, row_of
 from gateway.ports.state import ABSENT
 from gateway.ports.subscriptions import Deferred, DeferredState, Floor, Query, SubscriptionSpec
-from gateway.storage import open_storage
 from gateway.storage.placing import check
 from gateway.storage.sqlite import append
 
 EVERYTHING = Retention(age_s=0, size_bytes=0)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "bus.db"
-
-
-@pytest.fixture
-async def open_store(path):
-    stores = []
-
-    async def open_one(**settings):
-        settings.setdefault("min_free_disk_bytes", 0)
-        stores.append(await open_storage(f"sqlite:///{path}", **settings))
-        return stores[-1]
-
-    yield open_one
-    for store in stores:
-        await store.aclose()
-
-
-def change(path, sql):
-    """Damage a closed store."""
-    connection = apsw.Connection(str(path))
-    connection.execute(sql)
-    connection.close()
 
 
 async def test_everything_is_there_after_a_restart(open_store):
@@ -111,7 +85,7 @@ async def test_a_damaged_row_is_reported_and_its_neighbours_are_read(open_store,
     rows = [span_batch(1, 2), plain_batch("b", source="/devices/e", own_ids=False), span_batch(3, 4)]
     await store.bus.append(rows)
     await store.aclose()
-    change(path, damage)
+    run_sql(path, damage)
     store = await open_store()
     page = await store.bus.read(0, Position(0), max_bytes=1 << 20)
     assert [batch.row for batch in page.batches] == [1, 3]
@@ -132,7 +106,7 @@ async def test_a_damaged_last_row_is_passed(open_store, path):
     store = await open_store()
     await store.bus.append([plain_batch("a"), plain_batch("b")])
     await store.aclose()
-    change(path, "UPDATE batch SET count = 900 WHERE position = 2")
+    run_sql(path, "UPDATE batch SET count = 900 WHERE position = 2")
     store = await open_store()
     page = await store.bus.read(0, Position(0), max_bytes=1 << 20)
     assert (len(page.batches), page.damaged[0].row, page.next) == (1, 2, position(2))
@@ -149,7 +123,7 @@ async def test_a_damaged_row_does_not_stop_the_store(open_store, path, column, v
     store = await open_store()
     await store.bus.append([plain_batch("a"), plain_batch("b"), plain_batch("c")])
     await store.aclose()
-    change(path, f"UPDATE batch SET {column} = {value} WHERE position >= 2")
+    run_sql(path, f"UPDATE batch SET {column} = {value} WHERE position >= 2")
     store = await open_store()
     await store.bus.append([plain_batch("d")])
     await store.bus.stats()
