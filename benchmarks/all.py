@@ -17,7 +17,7 @@ from common.figures import Figure, print_figures
 from common.results import write_results
 
 HERE = Path(__file__).parent
-NAMES = ("ingest_plain", "ingest_sealed", "latency", "connections", "dispatch", "backlog", "memory", "outbox")
+NAMES = ("ingest_plain", "ingest_sealed", "latency", "connections", "dispatch", "backlog", "growth", "memory", "outbox")
 _SHOWN = ("name", "value", "unit", "rounds", "floor", "floor_name", "at_least", "aim", "less_is_better")
 
 

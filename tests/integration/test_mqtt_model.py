@@ -16,7 +16,8 @@ import pytest
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mqtt_model import MOST_SENT, PLAIN, SHARED, Disk, Gateway, Message, ModelLoop, Peer, SqliteDisk
+from model_world import Disk, ModelLoop, SqliteDisk
+from mqtt_model import MOST_SENT, PLAIN, SHARED, Gateway, Message, Peer
 from soak import SOAK
 
 from gateway.mqtt.codec import Version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,31 @@ from gateway.storage.sqlite.trim import trim
 from gateway.storage.sqlite.writer import Writer
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """A page that one reader asked for: where, and where the log ended when it began to read."""
+
+    after: Position
+    max_bytes: int
+    end: int
+    reading: asyncio.Future[Page]
+
+    def is_good(self, end: int) -> bool:
+        """Whether somebody else may have it, now that the log ends here."""
+        if not self.reading.done():
+            return self.end == end
+        if self.reading.cancelled() or self.reading.exception() is not None:
+            return False
+        page = self.reading.result()
+        return bool(page.batches or page.damaged)
+
+
+def _retrieve(reading: asyncio.Future[Page]) -> None:
+    """Nobody may be left to be told of an error."""
+    if not reading.cancelled():
+        reading.exception()
+
+
 class SqliteBus:
     """The event bus of one gateway process; its contract stands in the port."""
 
@@ -28,6 +54,7 @@ class SqliteBus:
         self._path, self._writer, self._readers, self._close = path, writer, readers, close
         self._end = 0
         self._appended = asyncio.Event()
+        self._shared: _Shared | None = None
         self._closed = False
 
     def note_end(self, end: int) -> None:
@@ -63,7 +90,7 @@ class SqliteBus:
         deadline = loop.time() + wait_s
         while True:
             appended = self._appended
-            page = await self._readers.run(lambda connection: pages.read_page(connection, after, max_bytes))
+            page = await self._shared_page(after, max_bytes)
             remaining = deadline - loop.time()
             if page.batches or page.damaged or remaining <= 0:
                 return page
@@ -73,6 +100,21 @@ class SqliteBus:
             except TimeoutError:
                 return page
             self._check_open()
+
+    async def _shared_page(self, after: Position, max_bytes: int) -> Page:
+        """Read a page, or take that of somebody who asked for the same: all who follow the log do, within a moment.
+
+        What was read stays true, unless it was nothing, or failed; what is still being read is as good, unless something
+        was appended since it began. `trim` alone takes pages back.
+        """
+        shared = self._shared
+        if shared is None or (shared.after, shared.max_bytes) != (after, max_bytes) or not shared.is_good(self._end):
+            reading = asyncio.ensure_future(
+                self._readers.run(lambda connection: pages.read_page(connection, after, max_bytes))
+            )
+            reading.add_done_callback(_retrieve)
+            shared = self._shared = _Shared(after, max_bytes, self._end, reading)
+        return await asyncio.shield(shared.reading)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -88,7 +130,9 @@ class SqliteBus:
 
     async def trim(self, keep: Retention, *, not_past: Mapping[int, Position]) -> int:
         """Remove the oldest batches, at most 500 a call (contract in the port)."""
-        return await self._writer.call(lambda transaction: trim(transaction, keep, not_past.get(0)))
+        removed = await self._writer.call(lambda transaction: trim(transaction, keep, not_past.get(0)))
+        self._shared = None
+        return removed
 
     async def stats(self) -> BusStats:
         """Tell what is stored now (contract in the port)."""

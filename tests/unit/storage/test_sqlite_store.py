@@ -282,3 +282,35 @@ def test_a_batch_that_breaks_its_contract_is_refused_before_the_commit(field, va
         check(replace(plain_batch("a"), **{field: value}))
     with pytest.raises(TypeError, match="body: expected bytes, found str"):
         check(replace(plain_batch("a"), body="text"))
+
+
+async def test_who_reads_the_same_gets_the_same_page(open_store):
+    """Readers of one place share one read, while it runs and afterwards; trimming takes the page back."""
+    store = await open_store()
+    await store.bus.append([plain_batch("a"), plain_batch("b")])
+    first, *others = await asyncio.gather(*(store.bus.read(0, Position(0), max_bytes=1 << 20) for _ in range(10)))
+    again = await store.bus.read(0, Position(0), max_bytes=1 << 20)
+    assert all(page is first for page in (*others, again))
+    assert await store.bus.read(0, Position(0), max_bytes=1 << 19) is not first
+    assert await store.bus.trim(EVERYTHING, not_past={}) == 2
+    assert (await store.bus.read(0, Position(0), max_bytes=1 << 20)).batches == ()
+
+
+async def test_many_who_follow_see_every_event(open_store):
+    """Twenty readers at the end of the log, waiting or not, miss nothing of what is appended meanwhile, in order."""
+    store = await open_store()
+
+    async def follow(wait_s):
+        seen, at = [], Position(0)
+        while len(seen) < 200:
+            page = await store.bus.read(0, at, max_bytes=1 << 20, wait_s=wait_s)
+            seen += [batch.row for batch in page.batches]
+            at = page.next
+            await asyncio.sleep(0)
+        return seen
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        readers = [group.create_task(follow(wait_s)) for wait_s in (0, 5) * 10]
+        for n in range(200):
+            await store.bus.append([plain_batch(f"{n}")])
+    assert all(reader.result() == list(range(1, 201)) for reader in readers)
