@@ -105,7 +105,7 @@ def _await(port: int, wanted: int) -> tuple[int, float]:
     while (seen := _answered(port)) < wanted:
         if time.monotonic() > deadline:
             raise SystemExit(f"only {seen} of {wanted} events were delivered")
-        time.sleep(0.01)
+        time.sleep(0.002)
     return seen, time.perf_counter()
 
 

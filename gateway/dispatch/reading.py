@@ -112,20 +112,21 @@ class Reader:
             except Trimmed as exc:
                 after = self._skip_trimmed(partition, after, exc.first)
                 continue
-            entries: list[StoredBatch | Damaged] = [*page.batches, *page.damaged]
-            for entry in sorted(entries, key=lambda entry: entry.row):
-                await self._has_room()
-                self._take(partition, entry)
-                on_fed()
+            is_wanted = bool(page.damaged) or any(map(self._decoder.wants, page.batches))
+            if is_wanted:
+                await self._take_all(partition, page, on_fed)
             self._plan.skip(partition, page.next)
             after = page.next
-            if self._is_idle(page):  # those who rest wake together, and so get one page from the bus together
+            if page.batches and not is_wanted and _is_short(page):
+                # Those who rest wake together, and so get one page from the bus together.
                 await asyncio.sleep(_REST_S - asyncio.get_running_loop().time() % _REST_S)
 
-    def _is_idle(self, page: Page) -> bool:
-        """Whether this is the end of the log, and what comes in is for others: no reason to look at each commit of theirs."""
-        is_short = sum(len(batch.body) for batch in page.batches) < _PAGE_BYTES // 2
-        return is_short and not page.damaged and not any(map(self._decoder.wants, page.batches))
+    async def _take_all(self, partition: int, page: Page, on_fed: Callable[[], None]) -> None:
+        entries: list[StoredBatch | Damaged] = [*page.batches, *page.damaged]
+        for entry in sorted(entries, key=lambda entry: entry.row):
+            await self._has_room()
+            self._take(partition, entry)
+            on_fed()
 
     async def _read(self, partition: int, after: int) -> Page:
         return await self._bus.read(partition, Position(after), max_bytes=_PAGE_BYTES, wait_s=_WAIT_S)
@@ -189,6 +190,11 @@ class Reader:
         self._tally.dead += 1
         self._plan.skip(partition, end)
         self._plan.lose(source, first, cause)
+
+
+def _is_short(page: Page) -> bool:
+    """Whether it ends where the log does, in all likelihood: a full one would have more in it."""
+    return sum(len(batch.body) for batch in page.batches) < _PAGE_BYTES // 2
 
 
 def _lost(entry: Deferred, cause: str) -> Row:

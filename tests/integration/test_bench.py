@@ -116,7 +116,7 @@ def test_people_get_a_table(system):
         ("ingest_sealed", ("--seconds", "0.02"), 7),
         ("latency", ("--seconds", "0.2", "--rate", "50"), 6),
         ("connections", ("--connections", "10"), 3),
-        ("dispatch", ("--seconds", "0.1"), 3),
+        ("dispatch", ("--seconds", "0.4"), 3),
         ("backlog", ("--stored", "2000", "--seconds", "0.2"), 1),
         ("growth", ("--seconds", "0.2", "--idle", "20", "--registered", "20"), 3),
         ("memory", ("--through", "200000"), 1),
