@@ -118,7 +118,7 @@ def test_people_get_a_table(system):
         ("connections", ("--connections", "10"), 3),
         ("dispatch", ("--seconds", "0.4"), 3),
         ("backlog", ("--stored", "2000", "--seconds", "0.2"), 1),
-        ("growth", ("--seconds", "0.2", "--idle", "20", "--registered", "20"), 3),
+        ("growth", ("--seconds", "0.2", "--idle", "20", "--registered", "20"), 4),
         ("memory", ("--through", "200000"), 1),
         ("outbox", ("--seconds", "0.1"), 2),
     ],
