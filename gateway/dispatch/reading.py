@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 _PAGE_BYTES: Final = 256 * 1024  # deflated bodies may grow a lot; they are inflated one by one as there is room
 _REST_S: Final = 0.005
-"""What an event may wait longer at a handler that wants few of them. Ten such cost ingest half without it."""
+"""What an event may wait longer at a handler that wants few of them. With ten such ingest is at 0.55 x without it, and 0.7 x with."""
 _WAIT_S: Final = 5.0
 _UNREADABLE: Final = (zlib.error, msgspec.DecodeError, EventRejected, ValueError, RecursionError)
 

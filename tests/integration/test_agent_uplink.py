@@ -103,18 +103,23 @@ def test_the_window_is_bounded(cloud, broker, tmp_path, receive_maximum):
     assert len(cloud.events) == 30
 
 
+def refusing(cloud, broker, bad, reason="bad-schema: no"):
+    """Refuse (0x99) what holds one of these events; the set may change later."""
+
+    def refuse(connection, publish):
+        is_bad = not bad.isdisjoint(event.id for event in cloud.open("dev1", publish.payload).events)
+        if is_bad:
+            connection.send(broker.puback(publish, 0x99, reason))
+        return is_bad
+
+    return refuse
+
+
 def test_quarantine_takes_the_one_bad_event(cloud, broker, home):
     """0x99 halves a batch until the bad event is alone; it is set aside with the reason, the rest is stored in order."""
     ids = emit(home, 10)
 
-    def refuse_the_seventh(connection, publish):
-        opened = cloud.open("dev1", publish.payload)
-        if ids[6] in [event.id for event in opened.events]:
-            connection.send(broker.puback(publish, 0x99, "bad-schema: celsius: expected a number"))
-            return True
-        return False
-
-    broker.on_event = refuse_the_seventh
+    broker.on_event = refusing(cloud, broker, {ids[6]}, "bad-schema: celsius: expected a number")
     with Running(home) as agent:
         agent.wait_empty()
         (aside,) = agent.outbox.quarantined()
@@ -128,13 +133,7 @@ def test_a_retried_event_takes_a_new_number(cloud, broker, home):
     ids = emit(home, 3)
     bad = {ids[1]}
 
-    def refuse_bad(connection, publish):
-        if bad & {event.id for event in cloud.open("dev1", publish.payload).events}:
-            connection.send(broker.puback(publish, 0x99, "bad-schema: no"))
-            return True
-        return False
-
-    broker.on_event = refuse_bad
+    broker.on_event = refusing(cloud, broker, bad)
     with Running(home) as agent:
         agent.wait_empty()
         bad.clear()
@@ -150,14 +149,7 @@ def test_events_in_flight_behind_a_refused_batch_are_stored(cloud, broker, home)
     """A refused batch with others in flight behind it: nothing is lost, nothing doubled, the hole is filled."""
     ids = emit(home, 30)
 
-    def refuse_the_second(connection, publish):
-        opened = cloud.open("dev1", publish.payload)
-        if ids[11] in [event.id for event in opened.events]:
-            connection.send(broker.puback(publish, 0x99, "bad-schema: no"))
-            return True
-        return False
-
-    broker.on_event = refuse_the_second
+    broker.on_event = refusing(cloud, broker, {ids[11]})
     with Running(home) as agent:
         agent.wait_empty()
     assert sorted(cloud.ids) == sorted(ids[:11] + ids[12:])
