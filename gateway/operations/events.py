@@ -47,6 +47,7 @@ from gateway.rules.selection import Selection
 log = structlog.get_logger()
 
 _PAGE_BYTES = 1 << 20
+_PAGES = 16  # of them are looked through in one call; what follows waits for the next one
 _UUID7_CLOCK_MARGIN_S = 86400.0  # a device's clock may have been this wrong when it made the id
 OPERATOR_SUB = "operator"  # source of events published from the command line
 
@@ -157,19 +158,26 @@ class EventOperations:
         limit: int = 100,
         wait_s: float = 0,
     ) -> dict[str, Any]:
-        """Read events from a start (`beginning`, `end`, a time, a position), or on from an earlier answer's `next`."""
+        """Read events from a start (`beginning`, `end`, a time, a position), or on from an earlier answer's `next`.
+
+        An answer has less than `limit` events, or none, where much of the log is not wanted: go on until `next` stays.
+        """
         at = Position(_integer(after, "after")) if after is not None else (await self.bus.locate(_start(start)))[0]
-        page = await self.bus.read(0, at, max_bytes=_PAGE_BYTES, wait_s=wait_s)
         shown: list[Any] = []
-        for batch in page.batches:
-            for n, event in enumerate(decode(batch)):
-                here = position(batch.row, n)
-                if here <= at or not _is_wanted(event, types, device):
-                    continue
-                if len(shown) == limit:
-                    return {"events": shown, "next": str(here - 1)}
-                shown.append({**msgspec.json.decode(events.encode_event(event)), "position": here})
-        return {"events": shown, "next": str(page.next)}
+        for n_read in range(_PAGES):
+            page = await self.bus.read(0, at, max_bytes=_PAGE_BYTES, wait_s=0 if n_read else wait_s)
+            for batch in page.batches:
+                for n, event in enumerate(decode(batch)):
+                    here = position(batch.row, n)
+                    if here <= at or not _is_wanted(event, types, device):
+                        continue
+                    if len(shown) == limit:
+                        return {"events": shown, "next": str(here - 1)}
+                    shown.append({**msgspec.json.decode(events.encode_event(event)), "position": here})
+            if page.next == at:
+                break
+            at = page.next
+        return {"events": shown, "next": str(at)}
 
     async def events_publish(
         self,

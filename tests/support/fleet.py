@@ -95,6 +95,6 @@ async def stored_events(settings: Settings, *types: str) -> list[dict[str, Any]]
         start = {"start": "beginning"} if after is None else {"after": after}
         page = await call(settings, "events_read", types=types, limit=10_000, **start)
         found += page["events"]
-        if page["next"] == after or not page["events"]:
+        if page["next"] == after:
             return found
         after = page["next"]
