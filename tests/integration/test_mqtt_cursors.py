@@ -74,7 +74,7 @@ async def serving(store: Storage, **options) -> AsyncIterator[Bench]:
     cursors = kind(store, dispatchers, **({"clock": clock} if clock else {}))
     async with asyncio.TaskGroup() as tasks:
         task = cursors.start(tasks)
-        async with running(state=store.state, cursors=cursors, **options) as run:
+        async with running(storage=store, cursors=cursors, **options) as run:
             yield Bench(store, run, cursors, dispatchers)
         await cursors.aclose()
         task.cancel()

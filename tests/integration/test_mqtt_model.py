@@ -16,7 +16,7 @@ import pytest
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_world import Disk, ModelLoop, SqliteDisk
+from model_world import Disk, ModelLoop
 from mqtt_model import MOST_SENT, PLAIN, SHARED, Gateway, Message, Peer
 from soak import SOAK
 
@@ -64,7 +64,7 @@ class World:
 
     def __init__(self, versions, folder=None) -> None:
         self.loop = ModelLoop()
-        disk = SqliteDisk(self.loop, folder) if folder else Disk()
+        disk = Disk(self.loop, folder)
         self.messages: list[Message] = []
         self.restarted = self.unclaimed = 0
         self.gateway = Gateway(self.loop, disk)

@@ -5,7 +5,8 @@ import itertools
 import json
 
 import pytest
-from mqtt_kit import FakeState, eventually, running
+from mqtt_gates import StateGate
+from mqtt_kit import eventually, running, stored
 
 from edge_protocol.errors import EventRejected
 from gateway.errors import BusUnavailable
@@ -14,6 +15,7 @@ from gateway.mqtt.presence import KEPT_CHANGES, Presence
 from gateway.mqtt.turns import Tasks
 from gateway.ports.identity import Principal, PrincipalKind
 from gateway.rules.policy import Policy, PolicyRule
+from gateway.storage import open_storage
 
 
 class Bus:
@@ -101,19 +103,19 @@ async def test_takeover():
         assert ("disconnected", 1) in bus.seen()
 
 
-async def test_epochs_grow_over_restarts():
+async def test_epochs_grow_over_restarts(tmp_path):
     """A gateway that starts again goes on counting; who was connected when it crashed is reported gone."""
-    bus, state = Bus(), FakeState()
-    async with running(announce=bus.announce, state=state) as run:
+    bus = Bus()
+    async with running(announce=bus.announce, folder=tmp_path) as run:
         await run.client("dev1")
         await eventually(lambda: bus.seen() == [("connected", 1)])
-        crashed = FakeState(state.values)
-    async with running(announce=bus.announce, state=state) as run:
+        crashed = run.crashed()
+    async with running(announce=bus.announce, folder=tmp_path) as run:
         await run.client("dev1")
         await eventually(lambda: bus.seen()[-1] == ("connected", 2))
         assert len(bus.events) == 3
     after = Bus()
-    async with running(announce=after.announce, state=crashed) as run:
+    async with running(announce=after.announce, folder=crashed) as run:
         await eventually(lambda: after.seen() == [("disconnected", 1)])
         (event,) = after.events.values()
         assert json.loads(event.payload) == {"epoch": 1, "reason": "gateway restarted"}
@@ -121,16 +123,17 @@ async def test_epochs_grow_over_restarts():
         await eventually(lambda: after.seen()[-1] == ("connected", 2))
 
 
-async def test_a_record_that_cannot_be_read():
+async def test_a_record_that_cannot_be_read(tmp_path):
     """It costs neither the start nor the reports of others, and the device goes on above every epoch it had."""
-    bus, state = Bus(), FakeState()
-    async with running(announce=bus.announce, state=state) as run:
+    bus = Bus()
+    async with running(announce=bus.announce, folder=tmp_path) as run:
         await run.client("dev1")
         await eventually(lambda: bus.seen() == [("connected", 1)])
-        (key,) = [key for key in state.values if key.startswith("presence/")]
-        broken = FakeState(state.values | {key: b"\xc1"})
+    async with stored(tmp_path) as storage:
+        (entry,) = await storage.state.scan("presence/", "", 2)
+        await storage.state.put(entry.key, b"\xc1", expect=entry.revision)
     after = Bus()
-    async with running(announce=after.announce, state=broken) as run:
+    async with running(announce=after.announce, folder=tmp_path) as run:
         await run.client("dev2")
         await eventually(lambda: len(after.events) == 1)
         await run.client("dev1")
@@ -158,15 +161,15 @@ async def test_bus_unavailable(is_stored_first):
 
 async def test_store_unavailable():
     """An epoch that could not be written is not told; it is as soon as it is on disk."""
-    bus, state = Bus(), FakeState()
-    async with running(announce=bus.announce, state=state) as run:
-        state.failure = BusUnavailable("no disk")
+    bus = Bus()
+    async with running(announce=bus.announce) as run:
+        run.state.failure = BusUnavailable("no disk")
         await run.client("dev1")
         await asyncio.sleep(0.05)
         assert not bus.calls
-        state.failure = None
+        run.state.failure = None
         await eventually(lambda: bus.seen() == [("connected", 1)])
-        assert "presence/dev1" in state.values
+        assert list(await run.state.kept("presence/")) == ["presence/dev1"]
 
 
 class Who:
@@ -176,7 +179,7 @@ class Who:
 @pytest.mark.parametrize("pairs", [KEPT_CHANGES // 2, KEPT_CHANGES // 2 + 1, 50])
 async def test_flapping_while_the_bus_is_away(pairs):
     """Of a device that comes and goes meanwhile only the last changes are kept; what is told last is the truth."""
-    bus, state, tasks = Bus(), FakeState(), Tasks()
+    bus, tasks, state = Bus(), Tasks(), StateGate((await open_storage("memory://")).state)
     state.failure = BusUnavailable("no disk")
     ids = itertools.count()
     presence = Presence(state, bus.announce, tasks, clock=lambda: 1.0, make_id=lambda _: f"id{next(ids)}")
@@ -215,11 +218,11 @@ async def test_an_event_that_cannot_be_stored():
 
 async def test_many_at_once():
     """A storm of 300 connections is reported completely, in a few writes."""
-    bus, state = Bus(), FakeState()
-    async with running(announce=bus.announce, state=state) as run:
+    bus = Bus()
+    async with running(announce=bus.announce) as run:
         await asyncio.gather(*(run.client(f"dev{n}") for n in range(300)))
         await eventually(lambda: len(bus.events) == 300)
-        assert state.puts < 100
+        assert len(run.state.writes) < 100
 
 
 @pytest.mark.parametrize("type_", ["connected", "disconnected"])

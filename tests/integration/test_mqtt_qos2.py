@@ -1,7 +1,8 @@
 """QoS 2 over real sockets, both ways: taken once, delivered once, acknowledged when durable (section 4.3.3)."""
 
 import pytest
-from mqtt_kit import FakeAuthenticator, FakeIngest, FakeState, eventually, properties, publish, running, token
+from lasting import kept, number_kept
+from mqtt_kit import FakeAuthenticator, FakeIngest, becomes, eventually, properties, publish, running, token
 
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import (
@@ -138,21 +139,20 @@ async def test_receive_maximum_is_given_back_by_a_refusal():
 
 
 @BOTH
-async def test_received_identifiers_survive(version):
+async def test_received_identifiers_survive(tmp_path, version):
     """After a crash an identifier that got PUBREC is still known: the repetition is answered, not ingested."""
-    state = FakeState()
-    async with running(state=state) as run:
+    async with running(folder=tmp_path) as run:
         client = await run.client(**lasting(version))
         assert await client.publish(EVENTS, qos=2, packet_id=7) == Pubrec(packet_id=7)
-        crashed = FakeState(state.values)
-    async with running(state=crashed) as run:
+        crashed = run.crashed()
+    async with running(folder=crashed) as run:
         client = await run.client(**lasting(version))
         assert client.connack.session_present
         assert await client.publish(EVENTS, qos=2, packet_id=7, dup=True) == Pubrec(packet_id=7)
         assert run.ingest.arrivals == []
         client.send(Pubrel(packet_id=7))
         assert await client.read() == Pubcomp(packet_id=7)
-        assert not [key for key in crashed.values if "/in/" in key]
+        assert await kept(run, "/in/") == []
 
 
 async def test_no_pubrec_before_the_identifier_is_durable():
@@ -260,10 +260,9 @@ async def test_flows_go_on_where_they_stood(version):
 
 
 @BOTH
-async def test_deliveries_survive_a_crash(version):
+async def test_deliveries_survive_a_crash(tmp_path, version):
     """After a crash nothing acknowledged comes again, everything else does, under its old identifier."""
-    state = FakeState()
-    async with running(state=state) as run:
+    async with running(folder=tmp_path) as run:
         reader = await operator(run, "r", "chat/#", **lasting(version))
         writer = await operator(run, "w")
         for n in range(1, 5):
@@ -273,9 +272,9 @@ async def test_deliveries_survive_a_crash(version):
             reader.send(Pubrec(packet_id=each.packet_id))
             assert await reader.read() == Pubrel(packet_id=each.packet_id)
         reader.send(Pubcomp(packet_id=got[0].packet_id))
-        await eventually(lambda: len([key for key in state.values if "/out/" in key]) == 3)
-        crashed = FakeState(state.values)
-    async with running(state=crashed) as run:
+        await becomes(lambda: number_kept(run, "/out/"), 3)
+        crashed = run.crashed()
+    async with running(folder=crashed) as run:
         again = await operator(run, "r", **lasting(version))
         assert again.connack.session_present
         assert await again.read() == Pubrel(packet_id=got[1].packet_id)
@@ -329,7 +328,7 @@ async def test_settles_after_its_session_is_gone():
         assert not again.connack.session_present
         run.ingest.pending[0][1](STORED)
         assert await alive(again)
-        await eventually(lambda: not [key for key in run.state.values if key.startswith("session/")])
+        await becomes(lambda: kept(run), [])
 
 
 def without_messages():
@@ -351,16 +350,15 @@ async def begun(run, version):
 
 @BOTH
 @pytest.mark.parametrize("is_restarted", [False, True])
-async def test_a_begun_flow_that_policy_forbids_is_completed(version, is_restarted):
+async def test_a_begun_flow_that_policy_forbids_is_completed(tmp_path, version, is_restarted):
     """The client may hold the identifier of a message that it may not have any more: PUBREL frees it, then the flow is gone."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         packet_id = await begun(run, version)
-        state = FakeState(run.state.values) if is_restarted else None
         if not is_restarted:
             run.authenticator.policy = without_messages()
             await completed(run, version, packet_id)
-    if state is not None:
-        async with running(state=state, authenticator=FakeAuthenticator(without_messages())) as run:
+    if is_restarted:
+        async with running(folder=tmp_path, authenticator=FakeAuthenticator(without_messages())) as run:
             await completed(run, version, packet_id)
 
 
@@ -372,7 +370,7 @@ async def completed(run, version, packet_id, **connecting):
     assert await alive(again)
     again.send(Pubcomp(packet_id=packet_id))
     assert await alive(again)
-    await eventually(lambda: not [key for key in run.state.values if "/out/" in key])
+    await becomes(lambda: kept(run, "/out/"), [])
     assert sum(run.server.stats.dropped[cause] for cause in ("not-authorized", "packet-too-large")) == 1
 
 

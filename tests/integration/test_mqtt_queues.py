@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import structlog
-from lasting import ANN, Clock, alive, gone, lasting, operator
-from mqtt_kit import FakeState, eventually, properties, publish, running
+from lasting import ANN, Clock, alive, gone, lasting, number_kept, operator
+from mqtt_kit import becomes, eventually, properties, publish, running
 
 from edge_protocol.events import Event
 from gateway.mqtt.codec import Puback, Publish, Version
@@ -56,17 +56,17 @@ async def test_expired_messages_make_room():
         assert run.server.stats.dropped["expired"] == 1
 
 
-async def test_expiry_is_counted_while_queued():
+async def test_expiry_is_counted_while_queued(tmp_path):
     """A message's interval goes on while it waits, across a restart too; what is left is sent along [MQTT-3.3.2-6]."""
     clock = Clock()
-    async with running(clock=clock) as run:
+    async with running(clock=clock, folder=tmp_path) as run:
         await gone(run, await operator(run, "r", "chat/#", **lasting(expiry_s=1000)))
         writer = await operator(run, "w")
         for seconds in (30, 60):
             await writer.publish("chat/a", b"%d" % seconds, properties=properties(message_expiry_interval=seconds))
-        crashed = FakeState(run.state.values)
+        crashed = run.crashed()
     clock.ahead_s = 40
-    async with running(clock=clock, state=crashed) as run:
+    async with running(clock=clock, folder=crashed) as run:
         again = await operator(run, "r", **lasting())
         got = await again.read()
         assert got.payload == b"60"
@@ -74,14 +74,14 @@ async def test_expiry_is_counted_while_queued():
         assert run.server.stats.dropped["expired"] == 1
 
 
-async def test_events_wait_for_durable_sessions():
+async def test_events_wait_for_durable_sessions(tmp_path):
     """A stored event is queued for an absent session, and has its form for whichever version comes back."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         await gone(run, await operator(run, "r", "devices/+/events/#", **lasting(Version.V311)))
         run.server.router.publish_event(Event(id="e1", source="/devices/d", type="t", payload=b"1"))
-        await eventually(lambda: any("/out/" in key for key in run.state.values))
-        crashed = FakeState(run.state.values)
-    async with running(state=crashed) as run:
+        await becomes(lambda: number_kept(run, "/out/"), 1)
+        crashed = run.crashed()
+    async with running(folder=crashed) as run:
         again = await operator(run, "r", **lasting(Version.V311))
         got = await again.read()
         assert b'"specversion"' in got.payload
@@ -177,13 +177,13 @@ async def test_who_is_there_does_not_suffer_for_who_is_not():
         assert run.server.stats.queues.size_bytes == COST_BYTES
 
 
-async def test_queues_count_across_restart_and_return():
+async def test_queues_count_across_restart_and_return(tmp_path):
     """What was kept counts after a restart, and what is delivered, or ends with its session, no more."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         await away(run, "r", "s")
         await (await operator(run, "w")).publish("chat/a", b"x" * 100)
-        crashed = FakeState(run.state.values)
-    async with running(state=crashed) as run:
+        crashed = run.crashed()
+    async with running(folder=crashed) as run:
         queues = run.server.stats.queues
         assert queues.size_bytes == 2 * COST_BYTES
         reader = await operator(run, "r", **lasting())

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from certified import Authority, served
-from mqtt_kit import FakeAuthenticator, FakeState, eventually, properties, publish, running, token
+from mqtt_kit import FakeAuthenticator, becomes, eventually, properties, publish, running, stored, token
 from mqttjs_client import options, play
 
 from gateway.errors import BusUnavailable
@@ -56,6 +56,11 @@ async def messages(client, count):
     return found
 
 
+async def retained(run):
+    """Topics of the messages on disk."""
+    return [key.removeprefix("retained/") for key in await run.state.kept("retained/")]
+
+
 async def nothing_more(client):
     """Nothing was on its way: the answer to a PINGREQ is the next packet."""
     client.send(Pingreq())
@@ -96,7 +101,7 @@ async def test_empty_payload_removes():
         await messages(bob, 1)
         await keep(ann, "chat/a", b"")
         assert (await messages(bob, 1))[0].payload == b""
-        assert not [key for key in run.state.values if key.startswith("retained/")]
+        assert await retained(run) == []
         eve = await run.client("eve", **ANN)
         await shown(eve)
         await nothing_more(eve)
@@ -157,7 +162,7 @@ async def test_wills_are_retained_too():
     async with running() as run:
         ann = await run.client("ann", will=Will(topic="chat/will", payload=b"gone", retain=True), **ANN)
         ann.writer.transport.abort()
-        await eventually(lambda: "retained/chat/will" in run.state.values)
+        await becomes(lambda: retained(run), ["chat/will"])
         bob = await run.client("bob", **ANN)
         await shown(bob, qos=0)
         assert (await messages(bob, 1))[0].payload == b"gone"
@@ -176,7 +181,7 @@ async def test_not_under_devices(topic):
     async with running() as run:
         client = await run.client("dev1")
         assert (await client.publish(topic, b"{}", retain=True)).reason_code == 0x87
-        assert not run.state.values
+        assert await retained(run) == []
 
 
 async def test_delivery_is_authorized():
@@ -191,22 +196,22 @@ async def test_delivery_is_authorized():
         await nothing_more(bob)
 
 
-async def test_restored():
+async def test_restored(tmp_path):
     """What was acknowledged is there after a restart, with its properties and the rest of its time."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         ann = await run.client("ann", **ANN)
         await keep(ann, "chat/a", properties=properties(content_type="x", message_expiry_interval=100))
         await keep(ann, "chat/b", properties=properties(message_expiry_interval=5))
         await keep(ann, "chat/c")
-        kept = dict(run.state.values)
-    async with running(clock=lambda: time.time() + 50, state=FakeState(kept)) as run:
+        crashed = run.crashed()
+    async with running(clock=lambda: time.time() + 50, folder=crashed) as run:
         bob = await run.client("bob", claims={"iss": "id", "exp": time.time() + 3600}, role="operator")
         await shown(bob, qos=0)
         found = {message.topic: message for message in await messages(bob, 2)}
         assert set(found) == {"chat/a", "chat/c"}
         assert found["chat/a"].properties.content_type == "x"
         assert 45 <= found["chat/a"].properties.message_expiry_interval <= 50
-        await eventually(lambda: "retained/chat/b" not in run.state.values)
+        await becomes(lambda: retained(run), ["chat/a", "chat/c"])
 
 
 async def test_acknowledged_after_the_commit():
@@ -221,7 +226,7 @@ async def test_acknowledged_after_the_commit():
         assert [each.reason_code for each in await eve.ended()] == [0x83]
         run.state.failure = None
         assert (await ann.read()).reason_code == ReasonCode.NO_MATCHING_SUBSCRIBERS
-        assert b"newe" not in run.state.values["retained/chat/a"]
+        assert b"newe" not in (await run.state.kept())["retained/chat/a"]
 
 
 @pytest.mark.parametrize("over", [0, 1])
@@ -295,29 +300,28 @@ async def test_gone_with_the_publisher():
         await keep(bob, "chat/b")
         run.server.disconnect(Principal(PrincipalKind.CLIENT, "id", "ann"))
         assert [kept.message.topic for kept in run.server._hub.retained.under("#")] == ["chat/b"]
-        await eventually(lambda: "retained/chat/a" not in run.state.values)
+        await becomes(lambda: retained(run), ["chat/b"])
 
 
 FREE = Policy([PolicyRule(role="simple-device", publish=("free/#",), subscribe=("free/#",), require_envelope=False)])
 
 
 @pytest.mark.parametrize("epoch", [7, 8])
-async def test_gone_with_the_registration(epoch):
+async def test_gone_with_the_registration(tmp_path, epoch):
     """What a device retained, by its will too, is not shown as that of a device that got its id while nobody looked."""
     authenticator = FakeAuthenticator(FREE)
     authenticator.epoch = 7
-    async with running(authenticator=authenticator) as run:
+    async with running(folder=tmp_path, authenticator=authenticator) as run:
         will = Will(topic="free/will", payload=b"lost", qos=1, retain=True)
         device = await run.client("dev1", will=will)
         await keep(device, "free/said")
         device.writer.transport.abort()
-        await eventually(lambda: "retained/free/will" in run.state.values)
-        stopped = FakeState(run.state.values)
+        await becomes(lambda: retained(run), ["free/said", "free/will"])
     authenticator.epoch = epoch
-    async with running(state=stopped, authenticator=authenticator) as run:
+    async with running(folder=tmp_path, authenticator=authenticator) as run:
         found = sorted(kept.message.topic for kept in run.server._hub.retained.under("#"))
         assert found == (["free/said", "free/will"] if epoch == 7 else [])
-        await eventually(lambda: sum(key.startswith("retained/") for key in stopped.values) == len(found))
+        await becomes(lambda: retained(run), found)
 
 
 async def test_more_than_a_queue_holds():
@@ -364,10 +368,11 @@ async def test_last_states_are_shown(filter_):
         assert (message.topic, message.payload, message.retain) == ("devices/dev1/state", b'{"n": 1}', True)
 
 
-async def test_states_survive_a_restart():
+async def test_states_survive_a_restart(tmp_path):
     """States are read from the store, by pages: 100 devices, after a restart."""
-    kept = {f"state/dev{n:03}": b'{"n": %d}' % n for n in range(100)}
-    async with running(state=FakeState(kept)) as run:
+    async with stored(tmp_path) as storage:
+        await storage.state.write({f"state/dev{n:03}": b'{"n": %d}' % n for n in range(100)})
+    async with running(folder=tmp_path) as run:
         ann = await run.client("ann", **ANN)
         await shown(ann, "devices/+/state", qos=0)
         found = [message.topic for message in await messages(ann, 100)]
@@ -376,8 +381,9 @@ async def test_states_survive_a_restart():
 
 async def test_an_old_state_never_follows_a_new_one():
     """A state that is replaced while it is being read is not shown behind the new one."""
-    async with running(state=FakeState({"state/dev1": b'{"n": 1}'})) as run:
+    async with running() as run:
         ann, device = await run.client("ann", **ANN), await run.client("dev1")
+        await device.publish("devices/dev1/state", b'{"n": 1}')
         states = run.server._hub.states
         with states.changed() as changed:
             await device.publish("devices/dev1/state", b'{"n": 2}')

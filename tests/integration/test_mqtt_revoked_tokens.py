@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 from gateway_here import Here, run, serving, settings_in
-from lasting import alive, gone, kept, lasting
-from mqtt_kit import Client, FakeState, eventually, publish, running, token
+from lasting import alive, clients_kept, gone, lasting
+from mqtt_kit import Client, becomes, eventually, publish, running, token
 
 from edge_protocol.keys import new_signing_key
 from edge_protocol.tokens import mint
@@ -46,12 +46,12 @@ async def test_connections_and_sessions_of_a_token():
         assert (last.reason_code, last.properties.reason_string) == (ReasonCode.NOT_AUTHORIZED, "token revoked")
         assert sessions(run) == ["other", "stays"]
         assert await alive(other)
-        await eventually(lambda: {key.split("/")[4] for key in kept(run.state)} == {"other", "stays"})
+        await becomes(lambda: clients_kept(run), {"other", "stays"})
 
 
-async def test_a_session_belongs_to_its_last_token():
+async def test_a_session_belongs_to_its_last_token(tmp_path):
     """A session that a later token resumed, or whose connection a fresh one renewed, outlives the earlier token."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         await gone(run, await ann(run, "resumed", "one"))
         await gone(run, await ann(run, "resumed", "two"))
         renewed = await ann(run, "renewed", "one")
@@ -62,23 +62,23 @@ async def test_a_session_belongs_to_its_last_token():
         assert await alive(renewed)
         assert sessions(run) == ["renewed", "resumed"]
         await eventually(lambda: not run.server._hub.journal._is_running)
-        crashed = FakeState(run.state.values)
-    async with running(state=crashed) as run:
+        crashed = run.crashed()
+    async with running(folder=crashed) as run:
         assert sessions(run) == ["renewed", "resumed"]
         run.server.disconnect_token("id", "two")
         assert sessions(run) == []
 
 
-async def test_revoked_while_the_gateway_was_stopped():
+async def test_revoked_while_the_gateway_was_stopped(tmp_path):
     """At the start the sessions of a revoked token are gone, on disk too."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         await gone(run, await ann(run, "a", "one"))
         await gone(run, await ann(run, "b", "two"))
-        stopped, authenticator = FakeState(run.state.values), run.authenticator
+        authenticator = run.authenticator
     authenticator.revoked.add(("id", "one"))
-    async with running(state=stopped, authenticator=authenticator) as run:
+    async with running(folder=tmp_path, authenticator=authenticator) as run:
         assert sessions(run) == ["b"]
-        await eventually(lambda: {key.split("/")[4] for key in kept(stopped)} == {"b"})
+        await becomes(lambda: clients_kept(run), {"b"})
 
 
 @asynccontextmanager

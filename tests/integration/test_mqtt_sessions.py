@@ -2,8 +2,8 @@
 
 import msgspec
 import pytest
-from lasting import ANN, Clock, alive, gone, kept, lasting, operator
-from mqtt_kit import FakeState, eventually, properties, running, token
+from lasting import ANN, Clock, alive, clients_kept, gone, kept, lasting, number_kept, operator
+from mqtt_kit import becomes, eventually, properties, running, stored, token
 
 from gateway.mqtt.codec import Disconnect, Puback, ReasonCode, Subscribe, Subscription, Unsubscribe, Version
 from gateway.mqtt.records import Out
@@ -33,25 +33,25 @@ async def test_session_that_ends_with_its_connection():
         reader = await operator(run, "r", "chat/#", clean_start=False)
         await gone(run, reader)
         assert len(run.server._hub.sessions) == 0
-        assert kept(run.state) == []
+        assert await kept(run) == []
         assert not (await operator(run, "r", clean_start=False)).connack.session_present
 
 
 @pytest.mark.parametrize(("after_s", "present"), [(99, True), (101, False)])
-async def test_session_expiry(after_s, present):
+async def test_session_expiry(tmp_path, after_s, present):
     """A session lives without a connection for its Session Expiry Interval, and is gone from disk after it."""
     clock = Clock()
-    async with running(clock=clock) as run:
+    async with running(clock=clock, folder=tmp_path) as run:
         reader = await operator(run, "r", "chat/#", **lasting())
         await gone(run, reader)
         await run.server._hub.journal.settled()  # when it was left is on disk, too
-        crashed = FakeState(run.state.values)
+        crashed = run.crashed()
     clock.ahead_s = after_s
-    async with running(clock=clock, state=crashed) as run:
+    async with running(clock=clock, folder=crashed) as run:
         claims = {"iss": "id", "exp": clock() + 3600}
         again = await run.client("r", token_=token("ann", "operator", **claims), **lasting())
         assert again.connack.session_present == present
-        assert bool([key for key in crashed.values if key.endswith("head")])
+        assert await kept(run, "/head")
 
 
 async def test_background_expiry():
@@ -60,19 +60,19 @@ async def test_background_expiry():
         await gone(run, await operator(run, "r", "chat/#", **lasting(expiry_s=1)))
         assert len(run.server._hub.sessions) == 1
         await eventually(lambda: len(run.server._hub.sessions) == 0)
-        await eventually(lambda: not kept(run.state))
+        await becomes(lambda: kept(run), [])
         assert not run.server.router.wants("chat/a")
 
 
-async def test_never_expires():
+async def test_never_expires(tmp_path):
     """0xFFFFFFFF is for ever (3.1.2.11.2)."""
     clock, limits = Clock(), {"session_expiry_s": 0xFFFFFFFF}
-    async with running(clock=clock, limits=limits) as run:
+    async with running(clock=clock, limits=limits, folder=tmp_path) as run:
         await gone(run, await operator(run, "r", "chat/#", **lasting(expiry_s=0xFFFFFFFF)))
-        await eventually(lambda: kept(run.state))
-        crashed = FakeState(run.state.values)
+        await becomes(lambda: clients_kept(run), {"r"})
+        crashed = run.crashed()
     clock.ahead_s = 100 * 365 * 86400
-    async with running(clock=clock, state=crashed) as run:
+    async with running(clock=clock, folder=crashed) as run:
         assert len(run.server._hub.sessions) == 1
 
 
@@ -164,24 +164,24 @@ async def test_revocation_discards():
         there = await operator(run, "there", "chat/#", **lasting())
         assert run.server.disconnect(ANN) == 1
         assert [each.reason_code for each in await there.ended()] == [ReasonCode.NOT_AUTHORIZED]
-        await eventually(lambda: not kept(run.state))
+        await becomes(lambda: kept(run), [])
         assert not run.server.router.wants("chat/a")
         assert not (await operator(run, "r", **lasting())).connack.session_present
 
 
 @BOTH
-async def test_survives_a_crash(version):
+async def test_survives_a_crash(tmp_path, version):
     """After a crash: subscriptions with their options, what waits and what is not acknowledged, in order."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         reader = await operator(run, "r", "chat/#", options={"no_local": version is Version.V5}, **lasting(version))
         writer = await operator(run, "w")
         for n in range(3):
             await writer.publish("chat/a", b"%d" % n, properties=properties(user_properties=(("n", str(n)),)))
         got = [await reader.read() for _ in range(3)]
         reader.send(Puback(packet_id=got[0].packet_id))
-        await eventually(lambda: len([key for key in run.state.values if "/out/" in key]) == 2)
-        crashed = FakeState(run.state.values)
-    async with running(state=crashed) as run:
+        await becomes(lambda: number_kept(run, "/out/"), 2)
+        crashed = run.crashed()
+    async with running(folder=crashed) as run:
         writer = await operator(run, "w")
         assert (await writer.publish("chat/b", b"3")).reason_code == 0
         again = await operator(run, "r", **lasting(version))
@@ -195,20 +195,24 @@ async def test_survives_a_crash(version):
             assert (await again.publish("chat/a")).reason_code == ReasonCode.SUCCESS  # No Local: not sent back
         again.send(Unsubscribe(packet_id=9, topic_filters=("chat/#",)))
         assert (await again.read()).packet_id == 9
-        await eventually(lambda: b"chat/#" not in b"".join(crashed.values.values()))
+        await becomes(lambda: mentioned(run, b"chat/#"), False)
 
 
-async def test_shutdown_keeps_sessions():
+async def mentioned(run, text):
+    """Whether a session on disk speaks of something."""
+    return text in b"".join((await run.state.kept("session/")).values())
+
+
+async def test_shutdown_keeps_sessions(tmp_path):
     """A graceful end keeps what a crash keeps; what was never sent comes without DUP."""
-    state = FakeState()
-    async with running(state=state) as run:
+    async with running(folder=tmp_path) as run:
         reader = await operator(run, "r", "chat/#", **lasting(receive_maximum=1))
         writer = await operator(run, "w")
         for n in range(2):
             await writer.publish("chat/a", b"%d" % n)
         assert (await reader.read()).payload == b"0"
         await run.server.aclose()
-    async with running(state=state) as run:
+    async with running(folder=tmp_path) as run:
         again = await operator(run, "r", **lasting())
         got = [await again.read() for _ in range(2)]
         assert [(each.payload, each.dup) for each in got] == [(b"0", True), (b"1", False)]
@@ -261,21 +265,20 @@ async def test_watchers():
         ]
 
 
-async def test_unreadable_sessions_are_removed():
+async def test_unreadable_sessions_are_removed(tmp_path):
     """A session of another format, without its head, or with a message that is none, is gone; the others are taken up."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         await gone(run, await operator(run, "r", "chat/#", **lasting()))
-        await eventually(lambda: kept(run.state))
-        crashed = FakeState(run.state.values)
-    crashed.values["session/client/id/ann/lost/out/0000000000000001"] = b"x"
-    crashed.values["session/client/id/ann/odd/head"] = b"\xc1"
-    head = crashed.values["session/client/id/ann/r/head"]
-    packet = msgspec.msgpack.encode(Out(b"\xf0\x00"))
-    for name, broken in (("x", b"\xc1"), ("y", packet)):
-        crashed.values[f"session/client/id/ann/{name}/head"] = head
-        crashed.values[f"session/client/id/ann/{name}/out/0000000000000001"] = broken
-    async with running(state=crashed) as run:
-        await eventually(lambda: {key.split("/")[4] for key in kept(crashed)} == {"r"})
+        await becomes(lambda: clients_kept(run), {"r"})
+    async with stored(tmp_path) as storage:
+        head = (await storage.state.get("session/client/id/ann/r/head")).value
+        damage = {"lost/out/0000000000000001": b"x", "odd/head": b"\xc1"}
+        packet = msgspec.msgpack.encode(Out(b"\xf0\x00"))
+        for name, broken in (("x", b"\xc1"), ("y", packet)):
+            damage |= {f"{name}/head": head, f"{name}/out/0000000000000001": broken}
+        await storage.state.write({f"session/client/id/ann/{key}": value for key, value in damage.items()})
+    async with running(folder=tmp_path) as run:
+        await becomes(lambda: clients_kept(run), {"r"})
         assert len(run.server._hub.sessions) == 1
         assert run.server.stats.queues.size_bytes == 0
 

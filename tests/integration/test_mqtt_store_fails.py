@@ -1,40 +1,13 @@
 """A store that fails under sessions: nothing is promised from memory, what was routed is never refused afterwards."""
 
-import asyncio
-
 import pytest
-from lasting import alive, gone, lasting, operator
-from mqtt_kit import FakeState, connect, eventually, publish, running, token
+from lasting import alive, gone, kept, lasting, operator
+from mqtt_kit import connect, eventually, publish, running, token
 
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import Puback, Pubrec, ReasonCode, Subscribe, Subscription, Version, Will
 
 BOTH = pytest.mark.parametrize("version", list(Version))
-
-
-class Writes(FakeState):
-    """Notes what was written together."""
-
-    def __init__(self):
-        super().__init__()
-        self.writes = []
-
-    async def write(self, changes):
-        await super().write(changes)
-        self.writes.append(dict(changes))
-
-
-class Slow(FakeState):
-    """Writes when the test lets it."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def write(self, changes):
-        await self.gate.wait()
-        await super().write(changes)
 
 
 async def failing(run):
@@ -47,7 +20,7 @@ async def test_puback_comes_after_the_queues():
         await gone(run, await operator(run, "r", "chat/#", **lasting()))
         writer = await operator(run, "w")
         await writer.publish("chat/a", b"m")
-        assert any("/out/" in key for key in run.state.values)
+        assert await kept(run, "/out/")
         run.state.failure = BusUnavailable("disk")
         writer.send(publish("chat/a"))
         await failing(run)
@@ -135,10 +108,9 @@ async def test_no_will_of_a_connection_that_was_not_accepted():
 
 async def test_no_will_of_a_connection_that_was_taken_over_before_connack():
     """Nor does one whose session is another's before it was written; the will of the other is published."""
-    state = Slow()
-    async with running(state=state) as run:
+    async with running() as run:
         live = await operator(run, "live", "chat/#")
-        state.gate.clear()
+        run.state.is_open.clear()
         proof = token("ann", "operator", iss="id")
         will = Will(topic="chat/will", payload=b"", qos=0)
         for _ in range(2):
@@ -146,7 +118,7 @@ async def test_no_will_of_a_connection_that_was_taken_over_before_connack():
             client.send(connect("r", token_=proof, will=will, **lasting()))
             await eventually(lambda: run.server.stats.connections == 2)
         await eventually(lambda: run.server.stats.refused[-1] == 1)
-        state.gate.set()
+        run.state.is_open.set()
         assert (await client.read()).reason_code == 0
         assert await alive(live)
         await gone(run, client)
@@ -157,15 +129,14 @@ async def test_no_will_of_a_connection_that_was_taken_over_before_connack():
 @BOTH
 async def test_deliveries_and_identifier_are_one_write(version):
     """A crash leaves the queued message and the identifier it was taken under, or neither: it is not taken twice."""
-    state = Writes()
-    async with running(state=state) as run:
+    async with running() as run:
         await gone(run, await operator(run, "r", "chat/#", qos=2, **lasting()))
         writer = await operator(run, "w", **lasting(version))
         writer.send(publish("chat/a", b"m", qos=2, packet_id=3))
         assert await writer.read() == Pubrec(packet_id=3)
-        (write,) = [each for each in state.writes if any("/out/" in key for key in each)]
+        (write,) = [each for each in run.state.writes if any("/out/" in key for key in each)]
         assert [key for key in write if key.endswith("/w/in/00003")]
-        assert len([each for each in state.writes if any("/in/" in key for key in each)]) == 1
+        assert len([each for each in run.state.writes if any("/in/" in key for key in each)]) == 1
 
 
 async def test_suback_comes_after_the_subscription():

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from mqtt_kit import POLICY, FakeAuthenticator, FakeState, eventually, properties, running, token
+from mqtt_kit import POLICY, FakeAuthenticator, becomes, eventually, properties, running, token
 
 from gateway.mqtt.codec import Disconnect, Pingreq, Pingresp, ReasonCode, Subscribe, Subscription, Version, Will
 from gateway.ports.identity import Principal, PrincipalKind
@@ -116,21 +116,25 @@ async def test_goodbye(code, fires):
             await silent(reader)
 
 
-async def test_after_a_crash():
+async def test_after_a_crash(tmp_path):
     """A will of a session that survives is published after its delay, counted from the restart if nobody knows better."""
-    async with running() as run:
+    async with running(folder=tmp_path) as run:
         await operator(run, **lasting(will=will(1)))
-        crashed = FakeState(run.state.values)
-    async with running(state=crashed) as run:
+        crashed = run.crashed()
+    async with running(folder=crashed) as run:
         reader = await reader_of(run)
         assert (await reader.read()).payload == b"x"
-        await eventually(lambda: b"chat/gone" not in b"".join(crashed.values.values()))
+        await becomes(lambda: is_kept(run), False)
 
 
-async def test_after_a_shutdown():
+async def is_kept(run):
+    """Whether the will is on disk."""
+    return b"chat/gone" in b"".join((await run.state.kept()).values())
+
+
+async def test_after_a_shutdown(tmp_path):
     """A shutdown defers wills to the restart; a client that is back before the delay cancels it there too."""
-    state = FakeState()
-    async with running(state=state) as run:
+    async with running(folder=tmp_path) as run:
         await operator(run, "one", **lasting(will=will(payload=b"one")))
         await operator(run, "two", **lasting(will=will(60, payload=b"two")))
         await operator(run, "three", will=will(payload=b"ends with its connection"))
@@ -139,7 +143,7 @@ async def test_after_a_shutdown():
         await reader.read()
         await run.server.aclose()
         assert run.server.stats.wills == 0
-    async with running(state=state) as run:
+    async with running(folder=tmp_path) as run:
         await operator(run, "two", **lasting())
         reader = await run.client("reader", token_=token("bob", "operator", iss="id"), **lasting())
         assert (await reader.read()).payload == b"one"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from mqtt_kit import Client, FakeState, Running, eventually, properties, token
+from mqtt_kit import Client, Running, eventually, properties, token
 
 from gateway.mqtt.codec import Pingreq, Pingresp, Subscribe, Subscription, Version
 from gateway.ports.identity import Principal, PrincipalKind
@@ -63,6 +63,16 @@ async def alive(client: Client) -> bool:
     return await client.read() == Pingresp()
 
 
-def kept(state: FakeState) -> list[str]:
-    """Keys of sessions on disk."""
-    return [key for key in state.values if key.startswith("session/")]
+async def kept(run: Running, part: str = "") -> list[str]:
+    """Keys of sessions on disk, those with a part (`/out/`)."""
+    return [key for key in await run.state.kept("session/") if part in key]
+
+
+async def number_kept(run: Running, part: str = "") -> int:
+    """How many these are."""
+    return len(await kept(run, part))
+
+
+async def clients_kept(run: Running) -> set[str]:
+    """Client ids of the sessions on disk."""
+    return {key.split("/")[4] for key in await kept(run)}

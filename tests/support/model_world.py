@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-import shutil
 from pathlib import Path
 
-from mqtt_kit import FakeState
+from mqtt_kit import crashed
 
 from gateway.errors import BusUnavailable
 from gateway.storage import open_storage
@@ -68,11 +67,17 @@ class _Idle(selectors.DefaultSelector):
         return []
 
 
-class Disk(FakeState):
-    """A store whose writes can be held back, and fail; what was under way at a crash may have been written or not."""
+class Disk:
+    """A real store whose writes can be held back, and fail; what was under way at a crash may have been written or not.
 
-    def __init__(self, values=None) -> None:
-        super().__init__(values)
+    In a folder it is SQLite's, and a crash leaves a copy of what its file and its log held at that moment; without one it
+    is in memory.
+    """
+
+    def __init__(self, loop: ModelLoop, folder: Path | None = None) -> None:
+        self._loop, self._folder = loop, folder
+        url = f"sqlite:///{folder}/bus.db" if folder else "memory://"
+        self._storage = self._run(open_storage(url, min_free_disk_bytes=0))
         self.gate = asyncio.Event()
         self.gate.set()
         self.is_single = False  # whether the gate closes behind the next write
@@ -80,69 +85,53 @@ class Disk(FakeState):
         self.under_way = None
         self.is_dead = False
 
-    async def write(self, changes) -> None:
-        if self.is_dead:
-            raise BusUnavailable("its gateway has been killed")
-        self.under_way = changes
-        await self.gate.wait()
-        if self.is_single:
-            self.is_single = False
-            self.gate.clear()
-        if not self.failures:
-            await self.store(changes)
-        elif self.failures.pop():
-            await self.store(changes)
-            raise BusUnavailable("written, but nobody can tell")
-        else:
-            raise BusUnavailable("not written")
-        self.under_way = None
-
-    async def store(self, changes) -> None:
-        await super().write(changes)
-
-    def crash(self, *, lands: bool) -> Disk:
-        """What is there after a crash."""
-        if lands and self.under_way:
-            self.values = {k: v for k, v in (self.values | dict(self.under_way)).items() if v is not None}
-        return Disk(self.values)
-
-    def session_keys(self) -> list[str]:
-        return list(self.values)
-
-    def close(self) -> None:
-        pass
-
-
-class SqliteDisk(Disk):
-    """The same on a real file; after a crash the gateway gets a copy of what the file and its log held at that moment."""
-
-    def __init__(self, loop: ModelLoop, folder: Path) -> None:
-        super().__init__()
-        self._loop, self._folder, self._calls = loop, folder, 0
-        self._storage = self._run(open_storage(f"sqlite:///{folder}/bus.db", min_free_disk_bytes=0))
-
     async def get(self, key):
         return await self._wait(self._storage.state.get(key))
 
     async def scan(self, prefix, after, limit):
         return await self._wait(self._storage.state.scan(prefix, after, limit))
 
-    async def store(self, changes) -> None:
+    async def write(self, changes) -> None:
+        if self.is_dead:
+            raise BusUnavailable("its gateway has been killed")
+        self.under_way = changes
+        await asyncio.sleep(0)  # no disk is done within the turn, though memory is
+        await self.gate.wait()
+        if self.is_single:
+            self.is_single = False
+            self.gate.clear()
+        if not self.failures:
+            await self._store(changes)
+        elif self.failures.pop():
+            await self._store(changes)
+            raise BusUnavailable("written, but nobody can tell")
+        else:
+            raise BusUnavailable("not written")
+        self.under_way = None
+
+    async def _store(self, changes) -> None:
         await self._wait(self._storage.state.write(changes))
 
     def crash(self, *, lands: bool) -> Disk:
+        """What is there after a crash."""
         if lands and self.under_way:
             self._run(self._storage.state.write(self.under_way))
-        copy = self._folder.with_name(f"{self._folder.name}x")
-        shutil.copytree(self._folder, copy)
+        copy = self._folder and crashed(self._folder)
+        kept = {entry.key: entry.value for entry in self._entries("")}
         self.close()
-        return SqliteDisk(self._loop, copy)
+        disk = Disk(self._loop, copy)
+        if not copy:
+            disk._run(disk._storage.state.write(kept))
+        return disk
 
     def session_keys(self) -> list[str]:
-        return [entry.key for entry in self._run(self._storage.state.scan("session/", "", 10_000))]
+        return [entry.key for entry in self._entries("session/")]
 
     def close(self) -> None:
         self._run(self._storage.aclose())
+
+    def _entries(self, prefix: str):
+        return self._run(self._storage.state.scan(prefix, "", 10_000))
 
     def _run(self, work):
         return self._loop.run_until_complete(self._wait(work))

@@ -1,17 +1,21 @@
 """What the MQTT server's tests share: the ports' other side, written honestly and small, and a client of raw packets.
 
-`FakeAuthenticator`, `FakeIngest` and `FakeState` keep the contracts of `gateway.ports`; tokens are JSON, not JWT.
+`FakeAuthenticator` and `FakeIngest` keep the contracts of `gateway.ports`; tokens are JSON, not JWT.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from mqtt_gates import StateGate
 
 from edge_protocol.errors import TokenRejected
 from gateway.mqtt.codec import Connect, Decoder, Packet, Properties, Publish, Version, encode
@@ -19,8 +23,8 @@ from gateway.mqtt.listeners import MqttServer
 from gateway.mqtt.settings import ServerLimits, ServerSettings
 from gateway.ports.identity import Credentials, Grant, Principal, PrincipalKind
 from gateway.ports.ingest import STORED, Arrival, Receipt
-from gateway.ports.state import Entry, Revision
 from gateway.rules.policy import Permissions, Policy, PolicyRule
+from gateway.storage import Storage, open_storage
 
 POLICY = Policy(
     [
@@ -150,57 +154,24 @@ class FakeIngest:
         self.flushes += 1
 
 
-class FakeState:
-    """A StateStore of one dict."""
-
-    def __init__(self, values: Mapping[str, bytes] | None = None) -> None:
-        self.values: dict[str, bytes] = dict(values or {})
-        self.failure: Exception | None = None
-        self.puts = 0
-
-    async def get(self, key: str) -> Entry | None:
-        return Entry(key, self.values[key], Revision(self.puts)) if key in self.values else None
-
-    async def put(self, key: str, value: bytes, *, expect: Revision | None) -> Revision:
-        await asyncio.sleep(0)
-        if self.failure:
-            raise self.failure
-        self.values[key] = value
-        self.puts += 1
-        return Revision(self.puts)
-
-    async def delete(self, key: str, *, expect: Revision | None = None) -> None:
-        self.values.pop(key, None)
-
-    async def write(self, changes: Mapping[str, bytes | None]) -> None:
-        await asyncio.sleep(0)
-        if self.failure:
-            raise self.failure
-        self.values = {k: v for k, v in (self.values | dict(changes)).items() if v is not None}
-        self.puts += 1
-
-    async def scan(self, prefix: str, after: str, limit: int) -> Sequence[Entry]:
-        keys = sorted(key for key in self.values if key.startswith(prefix) and key > after)
-        return [Entry(key, self.values[key], Revision(self.puts)) for key in keys[:limit]]
-
-    async def watch(self, prefix: str) -> AsyncIterator[None]:
-        for _ in ():
-            yield
-
-
 class Running:
     """A started server and its parts."""
 
-    def __init__(self, server: MqttServer, parts: dict[str, object]) -> None:
+    def __init__(self, server: MqttServer, parts: dict[str, object], folder: Path | None) -> None:
         self.server = server
         self.authenticator: FakeAuthenticator = parts["authenticator"]
         self.ingest: FakeIngest = parts["ingest"]
-        self.state: FakeState = parts["state"]
+        self.state: StateGate = parts["state"]
         self.clients: list[Client] = []
+        self._folder = folder
 
     @property
     def port(self) -> int:
         return urlsplit(self.server.addresses[0]).port or 0
+
+    def crashed(self) -> Path:
+        """A copy of the store's files as a crash would leave them now."""
+        return crashed(self._folder)
 
     async def client(self, client_id: str = "dev1", **options: object) -> Client:
         """Connect, and expect to be let in."""
@@ -214,15 +185,54 @@ class Running:
         return self.clients[-1]
 
 
+def crashed(folder: Path) -> Path:
+    """Copy a store's files as they are: what a crash would leave."""
+    copy = folder.with_name(f"{folder.name}-crashed")
+    shutil.copytree(folder, copy)
+    return copy
+
+
+@asynccontextmanager
+async def stored(folder: Path | None = None) -> AsyncIterator[Storage]:
+    """Open a store: SQLite's in a folder, or one in memory."""
+    url = f"sqlite:///{folder}/bus.db" if folder else "memory://"
+    storage = await open_storage(url, min_free_disk_bytes=0)
+    try:
+        yield storage
+    finally:
+        await storage.aclose()
+
+
 @asynccontextmanager
 async def running(
-    *, limits: Mapping[str, object] | None = None, known: Mapping[str, int] | None = None, **options: object
+    *,
+    folder: Path | None = None,
+    storage: Storage | None = None,
+    limits: Mapping[str, object] | None = None,
+    known: Mapping[str, int] | None = None,
+    **options: object,
 ) -> AsyncIterator[Running]:
-    """Start a server on a free loopback port with fakes around it."""
+    """Start a server on a free loopback port.
+
+    Args:
+        folder: Where its store is, in SQLite; None for a store in memory.
+        storage: A store that is open and stays open, in place of one of its own.
+        limits: Changed limits.
+        known: How far streams are stored.
+        options: Settings of the server, and its parts.
+    """
+    async with AsyncExitStack() as ends:
+        if storage is None:
+            storage = await ends.enter_async_context(stored(folder))
+        yield await ends.enter_async_context(_serving(storage, folder, limits, known, options))
+
+
+@asynccontextmanager
+async def _serving(storage, folder, limits, known, options) -> AsyncIterator[Running]:
     parts = {
         "authenticator": options.pop("authenticator", None) or FakeAuthenticator(),
         "ingest": options.pop("ingest", None) or FakeIngest(),
-        "state": options.pop("state", None) or FakeState(),
+        "state": StateGate(storage.state),
     }
 
     async def stored_through(_source: str, streams: Sequence[str]) -> Mapping[str, int]:
@@ -238,7 +248,7 @@ async def running(
         settings, **parts, stored_through=stored_through, clock=clock, cursors=cursors, announce=announce
     )
     await server.start()
-    run = Running(server, parts)
+    run = Running(server, parts, folder)
     try:
         yield run
     finally:
@@ -321,4 +331,11 @@ async def eventually(condition: Callable[[], object], timeout_s: float = 5) -> N
     """Wait until a condition holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - any condition, told by nobody
+            await asyncio.sleep(0.005)
+
+
+async def becomes(read: Callable[[], Awaitable[object]], wanted: object, timeout_s: float = 5) -> None:
+    """Wait until what is read is what is wanted."""
+    async with asyncio.timeout(timeout_s):
+        while await read() != wanted:  # noqa: ASYNC110 - likewise
             await asyncio.sleep(0.005)
