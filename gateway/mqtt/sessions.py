@@ -162,6 +162,8 @@ class Sessions:
                 self._discard(entries)
         if self._by_principal:
             log.info("sessions_loaded", count=len(self))
+        for session in tuple(self):  # not before all are here: what is due at once, such as a will, may be for any
+            self._wait(session)
 
     def _discard(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -184,7 +186,6 @@ class Sessions:
             self._hub.router.subscribe(TopicFilter(filter_), session, subscription)
         self._by_principal.setdefault(session.principal, {})[session.client_id] = session
         session.keep_head()
-        self._wait(session)
 
     def _wait(self, session: Session) -> None:
         absence = self._absences[session] = Absence(self._hub, session, self.end)
