@@ -3,9 +3,22 @@
 import asyncio
 import time
 
+import ingest_parts as parts
 import pytest
-from mqtt_kit import Client, FakeAuthenticator, FakeIngest, connect, eventually, properties, publish, running, token
+from mqtt_kit import (
+    Client,
+    FakeAuthenticator,
+    becomes,
+    connect,
+    eventually,
+    properties,
+    publish,
+    running,
+    sealed,
+    token,
+)
 
+from edge_protocol.envelope import Place
 from gateway.mqtt.codec import (
     Auth,
     Connack,
@@ -34,7 +47,10 @@ def pairs(packet, name):
 
 async def test_connack_announces():
     """CONNACK tells the server's time, its promise, its limits, and how far each named stream is stored."""
-    async with running(known={"s1": 7}) as run:
+    async with running() as run:
+        device = await run.client()
+        measured = [parts.event(n) for n in range(7)]
+        await device.publish("devices/dev1/events", sealed(*measured, place=Place("s1", 1, 0)))
         streams = properties(user_properties=(("stream", "s1"), ("stream", "s2")))
         client = await run.client(properties=streams, keep_alive_s=0)
         said = client.connack.properties
@@ -163,14 +179,14 @@ async def test_pipelined_behind_connect():
             connect(), publish("devices/dev1/events/t", packet_id=1), publish("devices/dev1/events/t", packet_id=2)
         )
         await eventually(lambda: run.authenticator.calls)
-        assert run.ingest.arrivals == []
+        assert run.ingest.submitted == 0
         run.authenticator.gate.set()
         assert isinstance(await client.read(), Connack)
         assert [await client.read(), await client.read()] == [Puback(packet_id=1), Puback(packet_id=2)]
         bad = await run.raw()
         bad.send(connect("dev2", token_=b"bad"), publish("devices/dev2/events/t"))
         assert [packet.reason_code for packet in await bad.ended()] == [ReasonCode.NOT_AUTHORIZED]
-        assert len(run.ingest.arrivals) == 2
+        assert await run.types() == ["t", "t"]
 
 
 async def test_connect_deadline():
@@ -277,7 +293,7 @@ async def test_expiry_fires_will():
         (last,) = await client.ended()
         assert last.reason_code == ReasonCode.NOT_AUTHORIZED
         assert last.properties.reason_string == "token-expired: renew the token before its exp"
-        assert [arrival.event_type for arrival in run.ingest.arrivals] == ["gone"]
+        await becomes(run.types, ["gone"])
 
 
 async def test_renewal_by_publish():
@@ -292,7 +308,7 @@ async def test_renewal_by_publish():
             await client.read(1)
         client.send(Pingreq())
         assert await client.read() == Pingresp()
-        assert [arrival.event_type for arrival in run.ingest.arrivals] == ["t"]
+        assert await run.types() == ["t"]
 
 
 async def test_bad_renewal():
@@ -342,22 +358,17 @@ async def test_revocation():
         assert (last.reason_code, last.properties.reason_string) == (ReasonCode.NOT_AUTHORIZED, "revoked")
         other.send(Pingreq())
         assert await other.read() == Pingresp()
-        assert run.ingest.arrivals == []
+        assert run.ingest.submitted == 0
 
 
 async def test_revoked_while_being_let_in():
     """A revocation reaches a client whose token was proved already but whose CONNACK was not written yet."""
-    gate = asyncio.Event()
-
-    async def slow(_source, _streams):
-        await gate.wait()
-        return {}
-
-    async with running(stored_through=slow) as run:
+    async with running() as run:
+        run.bus.is_open.clear()
         client = await run.raw()
         client.send(connect(properties=properties(user_properties=(("stream", "s"),))))
         await eventually(lambda: run.server.disconnect(DEV1))
-        gate.set()
+        run.bus.is_open.set()
         (refused,) = await client.ended()
         assert refused.reason_code == ReasonCode.NOT_AUTHORIZED
         assert not run.server.is_connected(DEV1)
@@ -371,7 +382,7 @@ async def test_session_expiry_cannot_be_invented_at_the_end():
         client = await run.client(will=Will(topic="devices/dev1/events/gone", payload=b"{}"))
         client.send(Disconnect(properties=properties(session_expiry_interval=9)))
         assert [packet.reason_code for packet in await client.ended()] == [ReasonCode.PROTOCOL_ERROR]
-        await eventually(lambda: run.ingest.arrivals)
+        await becomes(run.types, ["gone"])
 
 
 async def test_refresh():
@@ -422,7 +433,8 @@ async def test_will_fires_unless_the_client_said_goodbye(code, fires):
         else:
             client.writer.transport.abort()
         await eventually(lambda: run.server.stats.connections == 0)
-        assert bool(run.ingest.arrivals) == fires
+        await run.pipeline.drain()
+        assert await run.types() == ["gone"] * fires
 
 
 async def test_goes_away_while_deciding():
@@ -444,15 +456,15 @@ async def test_goes_away_while_deciding():
 
 async def test_shutdown():
     """Draining answers what was read, then DISCONNECT 0x8B ends every connection; nothing is accepted afterwards."""
-    ingest = FakeIngest(receipt=None)
-    async with running(ingest=ingest) as run:
+    async with running() as run:
         client, port = await run.client(), run.port
+        run.bus.is_open.clear()
         client.send(publish("devices/dev1/events/t"))
-        await eventually(lambda: ingest.pending)
+        await eventually(lambda: run.bus.appends)
         drained = asyncio.create_task(run.server.drain(5))
         await asyncio.sleep(0.05)
         assert not drained.done()
-        ingest.settle()
+        run.bus.is_open.set()
         assert await drained
         await run.server.aclose()
         assert [type(packet) for packet in await client.ended()] == [Puback, Disconnect]

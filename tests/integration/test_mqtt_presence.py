@@ -4,60 +4,53 @@ import asyncio
 import itertools
 import json
 
+import ingest_parts as parts
 import pytest
 from mqtt_gates import StateGate
-from mqtt_kit import eventually, running, stored
+from mqtt_kit import becomes, eventually, running, stored
 
 from edge_protocol.errors import EventRejected
+from edge_protocol.payload import Limits
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import Disconnect, Will
 from gateway.mqtt.presence import KEPT_CHANGES, Presence
 from gateway.mqtt.turns import Tasks
+from gateway.operations.events import append_events
 from gateway.ports.identity import Principal, PrincipalKind
 from gateway.rules.policy import Policy, PolicyRule
 from gateway.storage import open_storage
 
 
-class Bus:
-    """Takes events as the bus does: each id once; can be made to fail, before or after it has stored."""
+async def data(run, device="dev1"):
+    """What the bus was told of a device."""
+    return [json.loads(event.payload) for event in await run.events() if event.source == f"/devices/{device}"]
 
-    def __init__(self):
-        self.events = {}
-        self.failure = None
-        self.is_stored_first = False
-        self.calls = 0
 
-    async def announce(self, events):
-        self.calls += 1
-        await asyncio.sleep(0)
-        if self.failure and not self.is_stored_first:
-            raise self.failure
-        for event in events:
-            self.events[event.id] = event
-        if self.failure:
-            raise self.failure
+async def seen(run, device="dev1"):
+    """(what, epoch) of it, in the order of the bus."""
+    mine = [event for event in await run.events() if event.source == f"/devices/{device}"]
+    return [(event.type.removeprefix("device."), json.loads(event.payload)["epoch"]) for event in mine]
 
-    def seen(self, device="dev1"):
-        """(what, epoch) of a device's events, in order."""
-        mine = [event for event in self.events.values() if event.source == f"/devices/{device}"]
-        return [(event.type.removeprefix("device."), json.loads(event.payload)["epoch"]) for event in mine]
+
+async def number(run):
+    """How many events there are."""
+    return len(await run.events())
 
 
 async def test_connected_and_disconnected():
     """Both events: source of the device, type, time, epoch, address, and why it went."""
-    bus = Bus()
-    async with running(announce=bus.announce) as run:
+    async with running(is_announcing=True) as run:
         client = await run.client("dev1")
         host, port = client.writer.get_extra_info("sockname")
-        await eventually(lambda: len(bus.events) == 1)
+        await becomes(lambda: number(run), 1)
         client.send(Disconnect())
-        await eventually(lambda: len(bus.events) == 2)
-    came, went = bus.events.values()
+        await becomes(lambda: number(run), 2)
+        came, went = await run.events()
     assert (came.type, came.source, came.datacontenttype) == ("device.connected", "/devices/dev1", "application/json")
     assert json.loads(came.payload) == {"epoch": 1, "address": f"{host}:{port}"}
-    data = json.loads(went.payload)
-    assert (went.type, data["epoch"], data["address"]) == ("device.disconnected", 1, f"{host}:{port}")
-    assert data["reason"]
+    said = json.loads(went.payload)
+    assert (went.type, said["epoch"], said["address"]) == ("device.disconnected", 1, f"{host}:{port}")
+    assert said["reason"]
     assert came.time < went.time
     assert came.id != went.id
 
@@ -65,110 +58,97 @@ async def test_connected_and_disconnected():
 @pytest.mark.parametrize("how", ["abort", "revoked", "shut down"])
 async def test_every_way_to_go(how):
     """Lost, revoked or sent off because the gateway stops: every end of a connection is reported, with a reason."""
-    bus = Bus()
-    async with running(announce=bus.announce) as run:
+    async with running(is_announcing=True) as run:
         client = await run.client("dev1")
         if how == "abort":
             client.writer.transport.abort()
-            await eventually(lambda: len(bus.events) == 2)
         elif how == "revoked":
             run.server.disconnect(Principal(PrincipalKind.DEVICE, "", "dev1"), reason="device disabled")
-            await eventually(lambda: len(bus.events) == 2)
-    assert bus.seen() == [("connected", 1), ("disconnected", 1)]
-    reason = json.loads(list(bus.events.values())[1].payload)["reason"]
-    assert {"revoked": "device disabled", "shut down": "the gateway is shutting down"}.get(how, reason) == reason
+        else:
+            await run.server.aclose()
+        await becomes(lambda: seen(run), [("connected", 1), ("disconnected", 1)])
+        reason = (await data(run))[1]["reason"]
+        assert {"revoked": "device disabled", "shut down": "the gateway is shutting down"}.get(how, reason) == reason
 
 
 async def test_only_devices_that_were_let_in():
     """Operators are not devices; a device whose CONNECT is refused was never there."""
-    bus = Bus()
-    async with running(announce=bus.announce) as run:
+    async with running(is_announcing=True) as run:
         await run.client("ann", role="operator", claims={"iss": "id"})
         refused = await run.raw()
         await refused.connect("dev1", token_=b"bad")
         await run.client("dev2")
-        await eventually(lambda: bus.events)
-        assert bus.seen("dev1") == []
-        assert {event.source for event in bus.events.values()} == {"/devices/dev2"}
+        await becomes(lambda: seen(run, "dev2"), [("connected", 1)])
+        assert await number(run) == 1
 
 
 async def test_takeover():
     """The end of a connection that was taken over has the lower epoch: the highest epoch tells the truth."""
-    bus = Bus()
-    async with running(announce=bus.announce) as run:
+    async with running(is_announcing=True) as run:
         await run.client("dev1")
         await run.client("dev1")
-        await eventually(lambda: len(bus.events) == 3)
-        assert max(bus.seen(), key=lambda seen: seen[1]) == ("connected", 2)
-        assert ("disconnected", 1) in bus.seen()
+        await becomes(lambda: number(run), 3)
+        assert max(await seen(run), key=lambda each: each[1]) == ("connected", 2)
+        assert ("disconnected", 1) in await seen(run)
 
 
 async def test_epochs_grow_over_restarts(tmp_path):
     """A gateway that starts again goes on counting; who was connected when it crashed is reported gone."""
-    bus = Bus()
-    async with running(announce=bus.announce, folder=tmp_path) as run:
+    async with running(is_announcing=True, folder=tmp_path) as run:
         await run.client("dev1")
-        await eventually(lambda: bus.seen() == [("connected", 1)])
+        await becomes(lambda: seen(run), [("connected", 1)])
         crashed = run.crashed()
-    async with running(announce=bus.announce, folder=tmp_path) as run:
+    begun = [("connected", 1), ("disconnected", 1)]
+    async with running(is_announcing=True, folder=tmp_path) as run:
         await run.client("dev1")
-        await eventually(lambda: bus.seen()[-1] == ("connected", 2))
-        assert len(bus.events) == 3
-    after = Bus()
-    async with running(announce=after.announce, folder=crashed) as run:
-        await eventually(lambda: after.seen() == [("disconnected", 1)])
-        (event,) = after.events.values()
-        assert json.loads(event.payload) == {"epoch": 1, "reason": "gateway restarted"}
+        await becomes(lambda: seen(run), [*begun, ("connected", 2)])
+    async with running(is_announcing=True, folder=crashed) as run:
+        await becomes(lambda: seen(run), begun)
+        assert (await data(run))[1] == {"epoch": 1, "reason": "gateway restarted"}
         await run.client("dev1")
-        await eventually(lambda: after.seen()[-1] == ("connected", 2))
+        await becomes(lambda: seen(run), [*begun, ("connected", 2)])
 
 
 async def test_a_record_that_cannot_be_read(tmp_path):
     """It costs neither the start nor the reports of others, and the device goes on above every epoch it had."""
-    bus = Bus()
-    async with running(announce=bus.announce, folder=tmp_path) as run:
+    async with running(is_announcing=True, folder=tmp_path) as run:
         await run.client("dev1")
-        await eventually(lambda: bus.seen() == [("connected", 1)])
+        await becomes(lambda: seen(run), [("connected", 1)])
     async with stored(tmp_path) as storage:
         (entry,) = await storage.state.scan("presence/", "", 2)
         await storage.state.put(entry.key, b"\xc1", expect=entry.revision)
-    after = Bus()
-    async with running(announce=after.announce, folder=tmp_path) as run:
+    async with running(is_announcing=True, folder=tmp_path) as run:
         await run.client("dev2")
-        await eventually(lambda: len(after.events) == 1)
+        await becomes(lambda: seen(run, "dev2"), [("connected", 1)])
         await run.client("dev1")
-        await eventually(lambda: len(after.events) == 2)
-        epochs = {event.source: json.loads(event.payload)["epoch"] for event in after.events.values()}
-        assert epochs["/devices/dev2"] == 1
-        assert epochs["/devices/dev1"] > 1_000_000_000
+        await becomes(lambda: number(run), 4)
+        assert (await data(run))[-1]["epoch"] > 1_000_000_000
 
 
 @pytest.mark.parametrize("is_stored_first", [False, True])
 async def test_bus_unavailable(is_stored_first):
     """While the bus is unavailable clients come and go as ever; then all is reported, in order, each event once."""
-    bus = Bus()
-    bus.failure, bus.is_stored_first = BusUnavailable("no disk"), is_stored_first
-    async with running(announce=bus.announce) as run:
+    async with running(is_announcing=True) as run:
+        run.bus.failure, run.bus.is_stored_first = BusUnavailable("no disk"), is_stored_first
         client = await run.client("dev1")
-        await eventually(lambda: bus.calls)
+        await eventually(lambda: run.bus.appends)
         client.send(Disconnect())
         await client.ended()
         await run.client("dev2")
-        bus.failure = None
-        await eventually(lambda: len(bus.events) == 3)
-        assert bus.seen() == [("connected", 1), ("disconnected", 1)]
+        run.bus.failure = None
+        await becomes(lambda: number(run), 3)
+        assert await seen(run) == [("connected", 1), ("disconnected", 1)]
 
 
 async def test_store_unavailable():
     """An epoch that could not be written is not told; it is as soon as it is on disk."""
-    bus = Bus()
-    async with running(announce=bus.announce) as run:
+    async with running(is_announcing=True) as run:
         run.state.failure = BusUnavailable("no disk")
         await run.client("dev1")
         await asyncio.sleep(0.05)
-        assert not bus.calls
+        assert not run.bus.appends
         run.state.failure = None
-        await eventually(lambda: bus.seen() == [("connected", 1)])
+        await becomes(lambda: seen(run), [("connected", 1)])
         assert list(await run.state.kept("presence/")) == ["presence/dev1"]
 
 
@@ -179,10 +159,15 @@ class Who:
 @pytest.mark.parametrize("pairs", [KEPT_CHANGES // 2, KEPT_CHANGES // 2 + 1, 50])
 async def test_flapping_while_the_bus_is_away(pairs):
     """Of a device that comes and goes meanwhile only the last changes are kept; what is told last is the truth."""
-    bus, tasks, state = Bus(), Tasks(), StateGate((await open_storage("memory://")).state)
+    storage, tasks = await open_storage("memory://"), Tasks()
+    state = StateGate(storage.state)
     state.failure = BusUnavailable("no disk")
     ids = itertools.count()
-    presence = Presence(state, bus.announce, tasks, clock=lambda: 1.0, make_id=lambda _: f"id{next(ids)}")
+
+    async def announce(events):
+        await append_events(storage.bus, events, limits=Limits(), now_s=1.0)
+
+    presence = Presence(state, announce, tasks, clock=lambda: 1.0, make_id=lambda _: f"id{next(ids)}")
     device = Principal(PrincipalKind.DEVICE, "", "dev1")
     for _ in range(pairs):
         who = Who()
@@ -192,36 +177,35 @@ async def test_flapping_while_the_bus_is_away(pairs):
     presence.session_began(device, "dev1", Who())
     await asyncio.sleep(0)
     state.failure = None
-    await eventually(lambda: bus.events)
     await presence.aclose()
-    assert bus.seen()[-1][0] == "connected"
-    assert len(bus.events) <= KEPT_CHANGES + 1
-    epochs = [epoch for _, epoch in bus.seen()]
+    told = await parts.stored(storage.bus)
+    assert told[-1].type == "device.connected"
+    assert len(told) <= KEPT_CHANGES + 1
+    epochs = [json.loads(event.payload)["epoch"] for event in told]
     assert epochs == sorted(epochs)
     await tasks.aclose(timeout_s=1)
+    await storage.aclose()
 
 
 async def test_an_event_that_cannot_be_stored():
     """An event that the bus will never take is given up, loudly; others go on."""
-    bus = Bus()
-
-    async def announce(events):
-        if events[0].source.endswith("dev1"):
-            raise EventRejected("bad-attribute", "no")
-        await bus.announce(events)
-
-    async with running(announce=announce) as run:
+    async with running(is_announcing=True) as run:
+        run.bus.failures = [EventRejected("bad-attribute", "no")]
         await run.client("dev1")
+        await eventually(lambda: run.bus.appends)
         await run.client("dev2")
-        await eventually(lambda: bus.seen("dev2"))
+        await becomes(lambda: seen(run, "dev2"), [("connected", 1)])
+        assert await seen(run, "dev1") == []
 
 
 async def test_many_at_once():
     """A storm of 300 connections is reported completely, in a few writes."""
-    bus = Bus()
-    async with running(announce=bus.announce) as run:
-        await asyncio.gather(*(run.client(f"dev{n}") for n in range(300)))
-        await eventually(lambda: len(bus.events) == 300)
+    async with running(is_announcing=True) as run:
+        names = [f"many{n}" for n in range(300)]
+        await run.register(*names)
+        run.state.writes.clear()
+        await asyncio.gather(*(run.client(name) for name in names))
+        await becomes(lambda: number(run), 300)
         assert len(run.state.writes) < 100
 
 
@@ -240,7 +224,7 @@ async def test_a_device_cannot_say_it_itself(type_):
         will = await run.raw()
         connack = await will.connect("dev2", will=Will(topic=f"devices/dev2/events/device/{type_}", payload=b"{}"))
         assert connack.reason_code == 0x87
-        assert not run.ingest.arrivals
+        assert await run.types() == []
 
 
 def test_a_service_cannot_either():

@@ -4,11 +4,13 @@ import asyncio
 import random
 import time
 
+import ingest_parts as parts
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mqtt_kit import FakeAuthenticator, FakeIngest, eventually, properties, publish, running, token
+from mqtt_kit import FakeAuthenticator, eventually, properties, publish, running, sealed, token
 
+from edge_protocol.envelope_keys import Suite, new_open_key
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import (
     Disconnect,
@@ -21,41 +23,41 @@ from gateway.mqtt.codec import (
     Version,
     encode,
 )
-from gateway.ports.ingest import STORED, Receipt
 from gateway.rules.policy import Policy, PolicyRule
 
 BOTH = pytest.mark.parametrize("version", list(Version))
 
 
 async def test_nothing_is_acknowledged_before_it_is_settled():
-    """PUBACK comes after ingest settled, not before; what ingest gets says whose it is."""
-    async with running(ingest=FakeIngest(receipt=None)) as run:
+    """PUBACK comes when the event is on the bus, not before; the event says whose it is."""
+    async with running() as run:
         client = await run.client()
+        run.bus.is_open.clear()
         said = properties(content_type="application/json", user_properties=(("id", "7"),))
         client.send(publish("devices/dev1/events/door/opened", b"[1]", packet_id=5, properties=said))
-        await eventually(lambda: run.ingest.pending)
+        await eventually(lambda: run.bus.appends)
         with pytest.raises(TimeoutError):
             await client.read(0.1)
-        run.ingest.settle()
+        run.bus.is_open.set()
         assert await client.read() == Puback(packet_id=5)
-        (arrival,) = run.ingest.arrivals
-        assert (arrival.device, arrival.event_type, arrival.payload) == ("dev1", "door.opened", b"[1]")
-        assert (arrival.content_type, arrival.attributes) == ("application/json", (("id", "7"),))
-        assert run.ingest.flushes == 1
+        (event,) = await run.events()
+        assert (event.source, event.type, event.payload) == ("/devices/dev1", "door.opened", b"[1]")
+        assert (event.datacontenttype, event.id) == ("application/json", "7")
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(order=st.permutations(range(8)), refused=st.sets(st.integers(0, 7)))
 async def test_acknowledgements_keep_the_order_of_arrival(order, refused):
     """However ingest settles, and whatever is refused at once in between, answers come in the order of arrival."""
-    async with running(ingest=FakeIngest(receipt=None)) as run:
+    async with running() as run:
         client = await run.client()
+        run.ingest.is_holding = True
         topics = ["devices/dev2/events/x" if n in refused else "devices/dev1/events/x" for n in range(8)]
         client.send(*(publish(topic, packet_id=n + 1) for n, topic in enumerate(topics)))
-        await eventually(lambda: len(run.ingest.pending) == 8 - len(refused))
-        waiting = [settle for _, settle in run.ingest.pending]
+        await eventually(lambda: len(run.ingest.held) == 8 - len(refused))
+        waiting = tuple(run.ingest.held)
         for n in sorted(range(len(waiting)), key=order.index):
-            waiting[n](STORED)
+            waiting[n]()
             await asyncio.sleep(0)
         answers = [await client.read() for _ in range(8)]
         assert [packet.packet_id for packet in answers] == list(range(1, 9))
@@ -87,7 +89,7 @@ async def test_refusals(topic, options, code, reason):
         client.send(publish(topic, **({"qos": 0, "packet_id": 0} | options)), Pingreq())
         assert await client.read() == Pingresp()
         assert run.server.stats.publishes[code] == 2
-        assert run.ingest.arrivals == []
+        assert await run.types() == []
         assert await run.state.kept("state/") == {}
 
 
@@ -97,9 +99,10 @@ async def test_envelopes_required():
         client = await run.client(role="device")
         typed = await client.publish("devices/dev1/events/x")
         assert typed.properties.reason_string == "envelope-required: plain events are not accepted from this role"
-        assert run.ingest.arrivals == []
-        assert (await client.publish("devices/dev1/events")).reason_code == ReasonCode.NOT_AUTHORIZED
-        assert (await client.publish("devices/dev1/events", b"\xd0\x83")).reason_code == 0
+        assert (await client.publish("devices/dev1/events", parts.event())).reason_code == ReasonCode.NOT_AUTHORIZED
+        assert await run.types() == []
+        assert (await client.publish("devices/dev1/events", sealed(parts.event(type_="x")))).reason_code == 0
+        assert await run.types() == ["x"]
 
 
 async def test_no_reasons_where_none_are_wanted():
@@ -119,29 +122,40 @@ async def test_reason_that_does_not_fit():
         assert await client.publish(long) == Puback(packet_id=1, reason_code=ReasonCode.NOT_AUTHORIZED)
 
 
-@pytest.mark.parametrize("code", [0x83, 0x97])
-async def test_unavailable_ends_the_connection(code):
+@pytest.mark.parametrize(
+    ("failure", "code", "reason"),
+    [
+        (parts.unavailable(), 0x83, "bus-unavailable: events cannot be stored now, send them again"),
+        (parts.full(8.2), 0x97, "bus-full: no room for events now, send them later"),
+    ],
+)
+async def test_unavailable_ends_the_connection(failure, code, reason):
     """After the first 0x83 or 0x97: answers before it, its PUBACK, then DISCONNECT with code and `retry-after`."""
-    async with running(ingest=FakeIngest(receipt=None)) as run:
+    async with running() as run:
         client = await run.client()
-        client.send(*(publish("devices/dev1/events/x", packet_id=n) for n in (1, 2, 3)))
-        await eventually(lambda: len(run.ingest.pending) == 3)
-        run.ingest.settle(1, Receipt(code, "bus: not now", retry_after_s=9))
-        run.ingest.settle(1)
-        run.ingest.pending[0][1](STORED)  # was taken before the lane broke
+        run.bus.failures = [None, failure]
+        run.bus.is_open.clear()
+        client.send(publish("devices/dev1/events/x", packet_id=1))
+        await eventually(lambda: run.bus.appends)
+        client.send(publish("devices/dev1/events/x", packet_id=2), publish("devices/dev1/events/y", packet_id=3))
+        await eventually(lambda: run.ingest.submitted == 3)
+        run.bus.is_open.set()
         first, second, last = await client.ended()
         assert first == Puback(packet_id=1)
         assert (second.packet_id, second.reason_code) == (2, code)
         assert isinstance(last, Disconnect)
-        assert (last.reason_code, last.properties.reason_string) == (code, "bus: not now")
-        assert last.properties.user_properties == (("retry-after", "9"),)
+        assert (last.reason_code, last.properties.reason_string) == (code, reason)
+        ((name, seconds),) = last.properties.user_properties
+        assert name == "retry-after"
+        assert seconds == "9" or code == 0x83
+        assert await run.types() == ["x"]
 
 
 async def test_reseal():
     """A refusal that asks to seal again says `action: reseal`."""
-    async with running(ingest=FakeIngest(Receipt(0x83, "unknown-envelope-key: x", reseal=True))) as run:
+    async with running() as run:
         client = await run.client()
-        client.send(publish("devices/dev1/events", b"\xd0\x83"))
+        client.send(publish("devices/dev1/events", sealed(to=new_open_key(Suite.X25519_AES128))))
         puback, last = await client.ended()
         assert puback.properties.user_properties == (("action", "reseal"),)
         assert last.properties.user_properties[0] == ("action", "reseal")
@@ -166,7 +180,7 @@ async def test_lenient_311():
         client = await run.client(version=Version.V311)
         assert await client.publish("devices/dev2/events/x") == Puback(packet_id=1)
         assert run.server.stats.publishes[0x87] == 1
-        run.ingest.receipt = Receipt(0x83, "bus: not now")
+        run.bus.failure = parts.unavailable()
         client.send(publish("devices/dev1/events/x", packet_id=2))
         assert await client.ended() == []
 
@@ -174,8 +188,9 @@ async def test_lenient_311():
 @pytest.mark.parametrize(("sent", "ends"), [(2, False), (3, False), (4, True)])
 async def test_receive_maximum(sent, ends):
     """As many unacknowledged publishes as announced are taken; one more ends with 0x93."""
-    async with running(ingest=FakeIngest(receipt=None), limits={"receive_maximum": 3}) as run:
+    async with running(limits={"receive_maximum": 3}) as run:
         client = await run.client()
+        run.bus.is_open.clear()
         client.send(*(publish("devices/dev1/events/x", packet_id=n + 1) for n in range(sent)))
         if ends:
             assert [packet.reason_code for packet in await client.ended()] == [0x93]
@@ -203,7 +218,7 @@ async def test_topic_alias():
         alias = properties(topic_alias=16)
         assert (await client.publish("devices/dev1/events/x", properties=alias)).reason_code == 0
         assert (await client.publish("", properties=alias)).reason_code == 0
-        assert [arrival.event_type for arrival in run.ingest.arrivals] == ["x", "x"]
+        assert await run.types() == ["x", "x"]
         client.send(publish("", properties=properties(topic_alias=2)))
         assert [packet.reason_code for packet in await client.ended()] == [ReasonCode.PROTOCOL_ERROR]
         other = await run.client()
@@ -214,34 +229,37 @@ async def test_topic_alias():
 @BOTH
 async def test_budget_stops_reading(version):
     """Beyond the connection's share of unsettled bytes its socket is not read; settling lets it go on."""
-    async with running(ingest=FakeIngest(receipt=None), limits={"connection_inflight_bytes": 20_000}) as run:
+    async with running(limits={"connection_inflight_bytes": 20_000}) as run:
         client = await run.client(version=version)
+        run.ingest.is_holding = True
         for n in range(1, 41):
             client.send(publish("devices/dev1/events/x", b"x" * 4000, packet_id=n))
             await client.writer.drain()
             await asyncio.sleep(0.001)
-        await eventually(lambda: len(run.ingest.arrivals) >= 5)
+        await eventually(lambda: run.ingest.submitted >= 5)
         await asyncio.sleep(0.1)
-        assert len(run.ingest.arrivals) <= 8
+        assert run.ingest.submitted <= 8
         assert run.server.stats.connections == 1
-        while len(run.ingest.arrivals) < 40 or run.ingest.pending:
-            await eventually(lambda: run.ingest.pending)
+        for _ in range(40):
+            await eventually(lambda: run.ingest.held)
             run.ingest.settle()
         assert [(await client.read()).packet_id for _ in range(40)] == list(range(1, 41))
 
 
 async def test_budget_of_all():
     """The bound of all connections holds those that publish, and only those."""
-    async with running(ingest=FakeIngest(receipt=None), limits={"inflight_bytes": 20_000}) as run:
+    async with running(limits={"inflight_bytes": 20_000}) as run:
+        run.ingest.is_holding = True
         first, second, third = [await run.client(f"dev{n}") for n in (1, 2, 3)]
         first.send(*(publish("devices/dev1/events/x", b"x" * 4000, packet_id=n) for n in range(1, 9)))
-        await eventually(lambda: len(run.ingest.arrivals) >= 5)
+        await eventually(lambda: run.ingest.submitted >= 5)
+        of_first = run.ingest.submitted
         second.send(publish("devices/dev2/events/x", b"x", packet_id=1), publish("devices/dev2/events/x", packet_id=2))
-        await eventually(lambda: run.ingest.arrivals[-1].device == "dev2")
+        await eventually(lambda: run.ingest.submitted > of_first)
         third.send(Pingreq())
         assert await third.read() == Pingresp()
-        while run.ingest.pending or len(run.ingest.arrivals) < 10:
-            await eventually(lambda: run.ingest.pending)
+        for _ in range(10):
+            await eventually(lambda: run.ingest.held)
             run.ingest.settle()
         assert [(await second.read()).packet_id for _ in range(2)] == [1, 2]
         assert [(await first.read()).packet_id for _ in range(8)] == list(range(1, 9))
@@ -263,12 +281,13 @@ async def test_rate():
 async def test_keep_alive_while_held():
     """A client that is not read, because its publishes are not settled, is not given up."""
     limits = {"connection_inflight_bytes": 1000}
-    async with running(ingest=FakeIngest(receipt=None), limits=limits) as run:
+    async with running(limits=limits) as run:
         client = await run.client(keep_alive_s=1)
+        run.bus.is_open.clear()
         client.send(publish("devices/dev1/events/x", b"x" * 2000))
         with pytest.raises(TimeoutError):
             await client.read(2)
-        run.ingest.settle()
+        run.bus.is_open.set()
         assert await client.read() == Puback(packet_id=1)
 
 
@@ -336,11 +355,15 @@ async def test_random_bytes():
 
 async def test_gone_before_it_is_settled():
     """A publisher that goes away changes nothing: its publish settles, and its budget is given back."""
-    async with running(ingest=FakeIngest(receipt=None)) as run:
+    async with running() as run:
         client = await run.client()
+        run.bus.is_open.clear()
         client.send(publish("devices/dev1/events/x", b"x" * 1000))
-        await eventually(lambda: run.ingest.pending)
+        await eventually(lambda: run.bus.appends)
         await client.aclose()
         await eventually(lambda: run.server.stats.connections == 0)
-        run.ingest.settle()
+        run.bus.is_open.set()
         assert await run.server.drain(1)
+        await run.pipeline.drain()
+        assert await run.types() == ["x"]
+        assert run.server._hub.budget.used_bytes == 0

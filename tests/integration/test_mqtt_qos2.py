@@ -1,8 +1,9 @@
 """QoS 2 over real sockets, both ways: taken once, delivered once, acknowledged when durable (section 4.3.3)."""
 
+import ingest_parts as parts
 import pytest
 from lasting import kept, number_kept
-from mqtt_kit import FakeAuthenticator, FakeIngest, becomes, eventually, properties, publish, running, token
+from mqtt_kit import FakeAuthenticator, becomes, eventually, properties, publish, running, token
 
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import (
@@ -20,7 +21,6 @@ from gateway.mqtt.codec import (
     Version,
     Will,
 )
-from gateway.ports.ingest import STORED, Receipt
 from gateway.rules.policy import Policy, PolicyRule
 
 BOTH = pytest.mark.parametrize("version", list(Version))
@@ -51,20 +51,21 @@ async def alive(client):
 @BOTH
 async def test_pubrec_is_the_receipt(version):
     """PUBREC comes when the event is durable, not before; a repetition is not ingested again; PUBREL frees the id."""
-    async with running(ingest=FakeIngest(receipt=None)) as run:
+    async with running() as run:
         client = await run.client(version=version)
+        run.bus.is_open.clear()
         client.send(publish(EVENTS, qos=2, packet_id=5), publish(EVENTS, qos=2, packet_id=5, dup=True))
-        await eventually(lambda: run.ingest.pending)
+        await eventually(lambda: run.bus.appends)
         assert await alive(client)
-        run.ingest.settle()
+        run.bus.is_open.set()
         assert [await client.read() for _ in range(2)] == [Pubrec(packet_id=5)] * 2
         client.send(publish(EVENTS, qos=2, packet_id=5, dup=True))
         assert await client.read() == Pubrec(packet_id=5)
-        assert len(run.ingest.arrivals) == 1
+        assert await run.types() == ["x"]
         client.send(Pubrel(packet_id=5))
         assert await client.read() == Pubcomp(packet_id=5)
         client.send(publish(EVENTS, qos=2, packet_id=5))
-        await eventually(lambda: len(run.ingest.arrivals) == 2)
+        await becomes(run.types, ["x", "x"])
 
 
 @BOTH
@@ -91,10 +92,11 @@ async def test_pubrec_with_an_error_ends_the_flow():
 
 async def test_order_among_pubacks_and_pubrecs():
     """PUBACKs and PUBRECs leave in the order of arrival, whatever settles first [MQTT-4.6.0-2, -3]."""
-    async with running(ingest=FakeIngest(receipt=None)) as run:
+    async with running() as run:
         client = await run.client()
+        run.ingest.is_holding = True
         client.send(*(publish(EVENTS, qos=1 + n % 2, packet_id=n + 1) for n in range(6)))
-        await eventually(lambda: len(run.ingest.pending) == 6)
+        await eventually(lambda: len(run.ingest.held) == 6)
         for n in (5, 3, 3, 0, 0, 0):
             run.ingest.settle(n)
         answers = [await client.read() for _ in range(6)]
@@ -149,7 +151,7 @@ async def test_received_identifiers_survive(tmp_path, version):
         client = await run.client(**lasting(version))
         assert client.connack.session_present
         assert await client.publish(EVENTS, qos=2, packet_id=7, dup=True) == Pubrec(packet_id=7)
-        assert run.ingest.arrivals == []
+        assert await run.types() == ["x"]
         client.send(Pubrel(packet_id=7))
         assert await client.read() == Pubcomp(packet_id=7)
         assert await kept(run, "/in/") == []
@@ -165,21 +167,22 @@ async def test_no_pubrec_before_the_identifier_is_durable():
         assert await alive(client)
         run.state.failure = None
         assert await client.read() == Pubrec(packet_id=7)
-        assert len(run.ingest.arrivals) == 1
+        assert await run.types() == ["x"]
 
 
 async def test_a_repetition_waits_for_the_first():
     """A message that is still being stored when its sender comes back is not ingested twice: one PUBREC, when stored."""
-    async with running(ingest=FakeIngest(receipt=None)) as run:
+    async with running() as run:
         first = await run.client(**lasting(Version.V5))
+        run.bus.is_open.clear()
         first.send(publish(EVENTS, qos=2, packet_id=7))
-        await eventually(lambda: run.ingest.pending)
+        await eventually(lambda: run.bus.appends)
         again = await run.client(**lasting(Version.V5))
         again.send(publish(EVENTS, qos=2, packet_id=7, dup=True))
         assert await alive(again)
-        run.ingest.settle()
+        run.bus.is_open.set()
         assert await again.read() == Pubrec(packet_id=7)
-        assert len(run.ingest.arrivals) == 1
+        assert await run.types() == ["x"]
 
 
 @BOTH
@@ -301,8 +304,9 @@ async def test_pubrel_waits_until_the_release_is_durable():
 
 async def test_unavailable_at_qos_2():
     """PUBREC 0x83 is followed by DISCONNECT with the code, as at QoS 1."""
-    async with running(ingest=FakeIngest(Receipt(0x83, "bus: not now", retry_after_s=9))) as run:
+    async with running() as run:
         client = await run.client()
+        run.bus.failure = parts.unavailable()
         client.send(publish(EVENTS, qos=2))
         answer, last = await client.ended()
         assert (type(answer), answer.reason_code) == (Pubrec, 0x83)
@@ -320,13 +324,15 @@ async def test_will_at_qos_2():
 
 async def test_settles_after_its_session_is_gone():
     """A message whose session ended meanwhile leaves nothing behind in the store."""
-    async with running(ingest=FakeIngest(receipt=None)) as run:
+    async with running() as run:
         client = await run.client(**lasting(Version.V5))
+        run.bus.is_open.clear()
         client.send(publish(EVENTS, qos=2))
-        await eventually(lambda: run.ingest.pending)
+        await eventually(lambda: run.bus.appends)
         again = await run.client()
         assert not again.connack.session_present
-        run.ingest.pending[0][1](STORED)
+        run.bus.is_open.set()
+        await run.pipeline.drain()
         assert await alive(again)
         await becomes(lambda: kept(run), [])
 

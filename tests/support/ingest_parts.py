@@ -144,8 +144,9 @@ async def memory() -> Storage:
 
 async def stored(bus) -> list[Event]:
     """All events of a bus, in its order."""
-    page = await bus.read(0, Position(0), max_bytes=1 << 30)
-    events = []
-    for batch in page.batches:
-        events += decode_stored(batch.body, batch.encoding, source=batch.source, stream=batch.stream, first=batch.first)
+    events, after = [], Position(0)
+    while batches := (page := await bus.read(0, after, max_bytes=1 << 30)).batches:
+        for each in batches:
+            events += decode_stored(each.body, each.encoding, source=each.source, stream=each.stream, first=each.first)
+        after = page.next
     return events

@@ -124,6 +124,10 @@ class Disk:
             disk._run(disk._storage.state.write(kept))
         return disk
 
+    @property
+    def bus(self):
+        return self._storage.bus
+
     def session_keys(self) -> list[str]:
         return [entry.key for entry in self._entries("session/")]
 

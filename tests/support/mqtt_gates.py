@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
+from gateway.ports.bus import Batch, EventBus, Outcome
+from gateway.ports.ingest import Arrival, Ingest, Receipt
 from gateway.ports.state import Change, Entry, Revision, StateStore
 
 
@@ -14,7 +19,7 @@ class StateGate:
     Attributes:
         failure: Raised by every write while it is set.
         is_open: While it is cleared writes wait.
-        writes: What was written, call by call.
+        writes: What was written last, call by call.
     """
 
     def __init__(self, inner: StateStore) -> None:
@@ -22,7 +27,7 @@ class StateGate:
         self.failure: Exception | None = None
         self.is_open = asyncio.Event()
         self.is_open.set()
-        self.writes: list[Mapping[str, bytes | None]] = []
+        self.writes: deque[Mapping[str, bytes | None]] = deque(maxlen=1000)
 
     async def get(self, key: str) -> Entry | None:
         return await self._inner.get(key)
@@ -58,3 +63,85 @@ class StateGate:
         await self.is_open.wait()
         if self.failure:
             raise self.failure
+
+
+class BusGate:
+    """A bus that fails, or waits.
+
+    Attributes:
+        failure: Raised by every append while it is set.
+        failures: Of the next appends, in their order; None for one that shall not fail.
+        is_stored_first: An append that fails has stored all the same.
+        is_open: While it is cleared calls wait.
+        appends: Appends that were asked for.
+    """
+
+    def __init__(self, inner: EventBus) -> None:
+        self._inner = inner
+        self.failure: Exception | None = None
+        self.failures: list[Exception | None] = []
+        self.is_stored_first = False
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+        self.appends = 0
+
+    async def append(self, batches: Sequence[Batch]) -> list[Outcome]:
+        self.appends += 1
+        await self.is_open.wait()
+        failure = self.failures.pop(0) if self.failures else self.failure
+        if failure and not self.is_stored_first:
+            raise failure
+        outcomes = await self._inner.append(batches)
+        if failure:
+            raise failure
+        return outcomes
+
+    async def stored_through(self, source: str, streams: Sequence[str]) -> Mapping[str, int]:
+        await self.is_open.wait()
+        return await self._inner.stored_through(source, streams)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class IngestGate:
+    """An ingest whose receipts wait until the test lets them out, in whatever order.
+
+    Attributes:
+        failure: Raised by every call of `submit` while it is set: a bug.
+        is_holding: Receipts of what is submitted from now on wait; publishes then come one by one.
+        held: Receipts that wait, in the order of the publishes.
+        takes_runs: False: every publish comes for itself.
+        submitted: Publishes that came for themselves.
+        runs: Runs that were taken.
+    """
+
+    def __init__(self, inner: Ingest) -> None:
+        self._inner = inner
+        self.failure: Exception | None = None
+        self.is_holding = False
+        self.held: list[Callable[[], None]] = []
+        self.takes_runs = True
+        self.submitted = self.runs = 0
+
+    def submit(self, arrival: Arrival, settle: Callable[[Receipt], None]) -> None:
+        if self.failure:
+            raise self.failure
+        self.submitted += 1
+        self._inner.submit(arrival, partial(self._hold, settle) if self.is_holding else settle)
+
+    def submit_run(self, arrival: Arrival, payloads: Sequence[bytes], settle: Callable[[Receipt], None]) -> bool:
+        may_take = self.takes_runs and not self.is_holding and not self.failure
+        is_taken = may_take and self._inner.submit_run(arrival, payloads, settle)
+        self.runs += is_taken
+        return is_taken
+
+    def flush(self) -> None:
+        self._inner.flush()
+
+    def settle(self, index: int = 0) -> None:
+        """Let one receipt out."""
+        self.held.pop(index)()
+
+    def _hold(self, settle: Callable[[Receipt], None], receipt: Receipt) -> None:
+        self.held.append(partial(settle, receipt))

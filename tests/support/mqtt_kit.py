@@ -1,6 +1,6 @@
 """What the MQTT server's tests share: the ports' other side, written honestly and small, and a client of raw packets.
 
-`FakeAuthenticator` and `FakeIngest` keep the contracts of `gateway.ports`; tokens are JSON, not JWT.
+`FakeAuthenticator` keeps the contract of `gateway.ports`; tokens are JSON, not JWT.
 """
 
 from __future__ import annotations
@@ -9,20 +9,28 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from mqtt_gates import StateGate
+import ingest_parts as parts
+from mqtt_gates import BusGate, IngestGate, StateGate
 
 from edge_protocol.errors import TokenRejected
+from edge_protocol.event import Event
+from edge_protocol.keys import SigningKey, new_signing_key
+from edge_protocol.payload import Limits
+from gateway.devices import Registry
+from gateway.ingest import Pipeline
 from gateway.mqtt.codec import Connect, Decoder, Packet, Properties, Publish, Version, encode
 from gateway.mqtt.listeners import MqttServer
 from gateway.mqtt.settings import ServerLimits, ServerSettings
+from gateway.operations.events import append_events
 from gateway.ports.identity import Credentials, Grant, Principal, PrincipalKind
-from gateway.ports.ingest import STORED, Arrival, Receipt
 from gateway.rules.policy import Permissions, Policy, PolicyRule
 from gateway.storage import Storage, open_storage
 
@@ -47,6 +55,20 @@ POLICY = Policy(
         ),
     ]
 )
+
+
+DEVICES = tuple(f"dev{n}" for n in range(1, 6))
+
+
+@cache
+def key_of(device: str) -> SigningKey:
+    """The signing key of a device."""
+    return new_signing_key()
+
+
+def sealed(*events: bytes, device: str = "dev1", **changes: Any) -> bytes:
+    """An envelope around events, by a device of this kit."""
+    return parts.sealed(*events, device=device, **({"key": key_of(device), "issued_at": int(time.time())} | changes))
 
 
 def token(sub: str, role: str = "simple-device", **claims: object) -> bytes:
@@ -116,54 +138,35 @@ class FakeAuthenticator:
         )
 
 
-class FakeIngest:
-    """Takes arrivals; settles at once with `receipt`, or when the test says so (`receipt` None).
-
-    Like the real one it authorizes types, wants envelopes where the role does, and breaks lanes.
-    """
-
-    def __init__(self, receipt: Receipt | None = STORED) -> None:
-        self.receipt = receipt
-        self.arrivals: list[Arrival] = []
-        self.pending: list[tuple[Arrival, Callable[[Receipt], None]]] = []
-        self.flushes = 0
-
-    def submit(self, arrival: Arrival, settle: Callable[[Receipt], None]) -> None:
-        self.arrivals.append(arrival)
-        if arrival.permissions.require_envelope and arrival.payload[:1] != b"\xd0":
-            settle(Receipt(0x87, "envelope-required: plain events are not accepted from this role"))
-        elif self.receipt is None:
-            self.pending.append((arrival, settle))
-        else:
-            self.settle_one(arrival, settle, self.receipt)
-
-    def submit_run(self, arrival: Arrival, payloads: Sequence[bytes], settle: Callable[[Receipt], None]) -> bool:
-        return False  # each shall come for itself
-
-    def settle_one(self, arrival: Arrival, settle: Callable[[Receipt], None], receipt: Receipt) -> None:
-        receipt = arrival.lane.broken or receipt
-        if not receipt.is_final:
-            arrival.lane.broken = receipt
-        settle(receipt)
-
-    def settle(self, index: int = 0, receipt: Receipt = STORED) -> None:
-        arrival, settle = self.pending.pop(index)
-        self.settle_one(arrival, settle, receipt)
-
-    def flush(self) -> None:
-        self.flushes += 1
-
-
 class Running:
     """A started server and its parts."""
 
-    def __init__(self, server: MqttServer, parts: dict[str, object], folder: Path | None) -> None:
-        self.server = server
-        self.authenticator: FakeAuthenticator = parts["authenticator"]
-        self.ingest: FakeIngest = parts["ingest"]
-        self.state: StateGate = parts["state"]
+    def __init__(self, storage: Storage, folder: Path | None, options: dict[str, Any]) -> None:
         self.clients: list[Client] = []
+        self.state, self.bus = StateGate(storage.state), BusGate(storage.bus)
+        clock = options.pop("clock", time.time)
+        self.authenticator: FakeAuthenticator = options.pop("authenticator", None) or FakeAuthenticator()
+        self.registry = Registry(self.state, POLICY, clock=clock)
+        self.pipeline = Pipeline(
+            self.bus, self.registry, audience=parts.AUDIENCE, open_keys=[parts.ENVELOPE_KEY], processes=1
+        )
+        self.ingest = IngestGate(self.pipeline)
         self._folder = folder
+        announce = self._announce if options.pop("is_announcing", False) else None
+        cursors, limits = options.pop("cursors", None), replace(ServerLimits(), **options.pop("limits", {}))
+        self.server = MqttServer(
+            ServerSettings(**({"listen": ("mqtt://127.0.0.1:0",)} | options), limits=limits),
+            authenticator=self.authenticator,
+            ingest=self.ingest,
+            state=self.state,
+            stored_through=self.bus.stored_through,
+            clock=clock,
+            cursors=cursors,
+            announce=announce,
+        )
+
+    async def _announce(self, events: Sequence[Event]) -> None:
+        await append_events(self.bus, events, limits=Limits(), now_s=time.time())
 
     @property
     def port(self) -> int:
@@ -172,6 +175,21 @@ class Running:
     def crashed(self) -> Path:
         """A copy of the store's files as a crash would leave them now."""
         return crashed(self._folder)
+
+    async def events(self) -> list[Event]:
+        """All events on the bus, in its order."""
+        return await parts.stored(self.bus)
+
+    async def types(self) -> list[str]:
+        """Their types."""
+        return [event.type for event in await self.events()]
+
+    async def register(self, *devices: str, role: str = "simple-device") -> None:
+        """Make devices known that are not."""
+        for device in devices:
+            if await self.registry.find(device) is None:
+                await self.registry.add(device, key_of(device).public, role=role)
+            await self.registry.find(device)
 
     async def client(self, client_id: str = "dev1", **options: object) -> Client:
         """Connect, and expect to be let in."""
@@ -183,6 +201,11 @@ class Running:
     async def raw(self, version: Version = Version.V5) -> Client:
         self.clients.append(await Client.open(self.port, version=version))
         return self.clients[-1]
+
+    async def leave(self) -> None:
+        """All clients go."""
+        for client in self.clients:
+            await client.aclose()
 
 
 def crashed(folder: Path) -> Path:
@@ -205,56 +228,27 @@ async def stored(folder: Path | None = None) -> AsyncIterator[Storage]:
 
 @asynccontextmanager
 async def running(
-    *,
-    folder: Path | None = None,
-    storage: Storage | None = None,
-    limits: Mapping[str, object] | None = None,
-    known: Mapping[str, int] | None = None,
-    **options: object,
+    *, folder: Path | None = None, storage: Storage | None = None, **options: Any
 ) -> AsyncIterator[Running]:
-    """Start a server on a free loopback port.
+    """Start a server on a free loopback port, with a store and ingest of its own; `DEVICES` are registered.
 
     Args:
         folder: Where its store is, in SQLite; None for a store in memory.
         storage: A store that is open and stays open, in place of one of its own.
-        limits: Changed limits.
-        known: How far streams are stored.
-        options: Settings of the server, and its parts.
+        options: Settings of the server; `limits` that differ; `is_announcing`: it tells the bus who is there.
     """
     async with AsyncExitStack() as ends:
         if storage is None:
             storage = await ends.enter_async_context(stored(folder))
-        yield await ends.enter_async_context(_serving(storage, folder, limits, known, options))
-
-
-@asynccontextmanager
-async def _serving(storage, folder, limits, known, options) -> AsyncIterator[Running]:
-    parts = {
-        "authenticator": options.pop("authenticator", None) or FakeAuthenticator(),
-        "ingest": options.pop("ingest", None) or FakeIngest(),
-        "state": StateGate(storage.state),
-    }
-
-    async def stored_through(_source: str, streams: Sequence[str]) -> Mapping[str, int]:
-        return {stream: last for stream, last in (known or {}).items() if stream in streams}
-
-    clock = options.pop("clock", time.time)
-    stored_through = options.pop("stored_through", stored_through)
-    cursors, announce = options.pop("cursors", None), options.pop("announce", None)
-    settings = ServerSettings(
-        **({"listen": ("mqtt://127.0.0.1:0",)} | options), limits=replace(ServerLimits(), **(limits or {}))
-    )
-    server = MqttServer(
-        settings, **parts, stored_through=stored_through, clock=clock, cursors=cursors, announce=announce
-    )
-    await server.start()
-    run = Running(server, parts, folder)
-    try:
+        run = Running(storage, folder, options)
+        await run.pipeline.start()
+        ends.push_async_callback(run.pipeline.aclose)
+        ends.callback(run.bus.is_open.set)
+        await run.register(*DEVICES)
+        await run.server.start()
+        ends.push_async_callback(run.server.aclose)
+        ends.push_async_callback(run.leave)
         yield run
-    finally:
-        for client in run.clients:
-            await client.aclose()
-        await server.aclose()
 
 
 class Client:

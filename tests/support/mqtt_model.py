@@ -9,8 +9,10 @@ import asyncio
 from collections import deque
 
 from model_world import UNIX_S, Disk, ModelLoop
-from mqtt_kit import FakeAuthenticator, FakeIngest, connect, properties, publish, token
+from mqtt_kit import POLICY, FakeAuthenticator, connect, properties, publish, token
 
+from gateway.devices import Registry
+from gateway.ingest import Pipeline
 from gateway.mqtt.codec import (
     Connack,
     Decoder,
@@ -109,14 +111,12 @@ class Gateway:
     def __init__(self, loop: ModelLoop, disk: Disk) -> None:
         self.loop, self.disk = loop, disk
 
-        async def nothing_stored(_source, _streams):
-            return {}
-
-        parts = {"authenticator": FakeAuthenticator(), "ingest": FakeIngest(), "state": disk}
+        pipeline = Pipeline(disk.bus, Registry(disk, POLICY), audience="model", open_keys=[], processes=1)
+        parts = {"authenticator": FakeAuthenticator(), "ingest": pipeline, "state": disk}
         self.server = MqttServer(
             ServerSettings(listen=()),
             **parts,
-            stored_through=nothing_stored,
+            stored_through=disk.bus.stored_through,
             clock=lambda: UNIX_S + loop.time(),
         )
         loop.run_until_complete(self.server.start())
