@@ -367,12 +367,10 @@ async def test_sessions_that_did_not_survive(store):
 
 async def test_held_back_by_policy(store):
     """An event whose topic a deny pattern covers is delivered to nobody, and holds nobody up."""
-    from mqtt_kit import FakeAuthenticator
-
     from gateway.rules.policy import Policy, PolicyRule
 
     rule = PolicyRule(role="service", subscribe=("devices/+/events/#",), deny_subscribe=("devices/secret/#",))
-    async with serving(store, authenticator=FakeAuthenticator(Policy([rule]))) as bench:
+    async with serving(store, policy=Policy([rule])) as bench:
         client = await bench.member("svc")
         await bench.append(batch("secret", 1, 3), batch("a", 1))
         assert await take(client, 1) == ["a-1"]

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from mqtt_kit import FakeAuthenticator, eventually, properties, publish, running, token
+from mqtt_kit import eventually, properties, publish, running, token
 
 from edge_protocol.events import Event
 from gateway.mqtt.codec import (
@@ -330,7 +330,7 @@ async def test_stuck_peer():
 async def test_deny_patterns_hold_deliveries_back():
     """What a deny pattern covers in part is subscribed and then held back, message by message."""
     rules = Policy([PolicyRule(role="r", publish=("a/#",), subscribe=("a/#",), deny_subscribe=("a/+/secret",))])
-    async with running(authenticator=FakeAuthenticator(rules)) as run:
+    async with running(policy=rules) as run:
         client = await run.client("x", token_=token("ann", "r", iss="id"))
         wanted = (Subscription(topic_filter="a/#"), Subscription(topic_filter="a/b/secret"))
         client.send(Subscribe(packet_id=1, subscriptions=wanted))

@@ -26,7 +26,7 @@ async def test_out_of_descriptors():
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert logs[0]["reason"] == "Too many open files"
-        for n, each in enumerate(waiting):
+        for n, each in enumerate(waiting, 1):
             reader, writer = await asyncio.open_connection(sock=each)
             client = Client(reader, writer, Version.V5)
             run.clients.append(client)

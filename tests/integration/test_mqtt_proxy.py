@@ -8,7 +8,7 @@ import struct
 
 import pytest
 from certified import Authority, served
-from mqtt_kit import Client, FakeAuthenticator, connect, eventually, running
+from mqtt_kit import Client, connect, eventually, running
 from raw_websocket import RawWebSocket, frame, upgrade
 from structlog.testing import capture_logs
 
@@ -60,13 +60,12 @@ async def test_one_segment_and_single_bytes():
 @pytest.mark.parametrize("header", [proxied("127.0.0.1"), LOCAL], ids=["proxy", "local"])
 async def test_proxied_is_never_loopback(header):
     """Anonymous clients are for this machine: behind a balancer nobody is, whatever address the header says."""
-    authenticator = FakeAuthenticator(anonymous_role="operator")
-    async with running(authenticator=authenticator, proxy_protocol=TRUSTED) as run:
+    async with running(anonymous_role="operator", proxy_protocol=TRUSTED) as run:
         client = await run.raw()
         client.writer.write(header)
         client.send(Connect(version=Version.V5, client_id="x"))
         assert (await client.read()).reason_code == 0x87
-    async with running(authenticator=authenticator, proxy_protocol=("10.0.0.0/8",)) as run:
+    async with running(anonymous_role="operator", proxy_protocol=("10.0.0.0/8",)) as run:
         client = await run.raw()
         client.send(Connect(version=Version.V5, client_id="x"))
         assert (await client.read()).reason_code == 0

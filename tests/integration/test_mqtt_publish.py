@@ -8,7 +8,8 @@ import ingest_parts as parts
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mqtt_kit import FakeAuthenticator, eventually, properties, publish, running, sealed, token
+from mqtt_kit import eventually, properties, publish, running, token
+from mqtt_tokens import sealed
 
 from edge_protocol.envelope_keys import Suite, new_open_key
 from gateway.errors import BusUnavailable
@@ -96,12 +97,13 @@ async def test_refusals(topic, options, code, reason):
 async def test_envelopes_required():
     """A role that requires envelopes gets 0x87 for a typed topic at once; `events` is told apart by ingest."""
     async with running() as run:
-        client = await run.client(role="device")
-        typed = await client.publish("devices/dev1/events/x")
+        client = await run.client("sealed", role="device")
+        typed = await client.publish("devices/sealed/events/x")
         assert typed.properties.reason_string == "envelope-required: plain events are not accepted from this role"
-        assert (await client.publish("devices/dev1/events", parts.event())).reason_code == ReasonCode.NOT_AUTHORIZED
+        assert (await client.publish("devices/sealed/events", parts.event())).reason_code == ReasonCode.NOT_AUTHORIZED
         assert await run.types() == []
-        assert (await client.publish("devices/dev1/events", sealed(parts.event(type_="x")))).reason_code == 0
+        envelope = sealed(parts.event(type_="x"), device="sealed")
+        assert (await client.publish("devices/sealed/events", envelope)).reason_code == 0
         assert await run.types() == ["x"]
 
 
@@ -270,7 +272,7 @@ async def test_rate():
     rule = PolicyRule(
         role="r", publish=("devices/{device}/events/#",), require_envelope=False, events_per_s=50, burst=0.2
     )
-    async with running(authenticator=FakeAuthenticator(Policy([rule]))) as run:
+    async with running(policy=Policy([rule])) as run:
         client = await run.client(role="r")
         started = time.monotonic()
         client.send(*(publish("devices/dev1/events/x", packet_id=n) for n in range(1, 41)))

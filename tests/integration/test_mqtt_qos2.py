@@ -1,9 +1,11 @@
 """QoS 2 over real sockets, both ways: taken once, delivered once, acknowledged when durable (section 4.3.3)."""
 
+from dataclasses import replace
+
 import ingest_parts as parts
 import pytest
 from lasting import kept, number_kept
-from mqtt_kit import FakeAuthenticator, becomes, eventually, properties, publish, running, token
+from mqtt_kit import POLICY, becomes, eventually, properties, publish, running, token
 
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import (
@@ -34,8 +36,8 @@ def lasting(version, **more):
     return {"version": version, "clean_start": False, "properties": properties(session_expiry_interval=100)} | more
 
 
-async def operator(run, client_id="tool", *filters, qos=2, **connecting):
-    client = await run.client(client_id, token_=token("ann", "operator", iss="id"), **connecting)
+async def operator(run, client_id="tool", *filters, qos=2, role="operator", **connecting):
+    client = await run.client(client_id, token_=token("ann", role, iss="id"), **connecting)
     if filters:
         wanted = tuple(Subscription(topic_filter=each, qos=qos) for each in filters)
         client.send(Subscribe(packet_id=1, subscriptions=wanted))
@@ -337,9 +339,9 @@ async def test_settles_after_its_session_is_gone():
         await becomes(lambda: kept(run), [])
 
 
-def without_messages():
-    """A policy by which operators receive nothing."""
-    return Policy([PolicyRule(role="operator", publish=("chat/#",), subscribe=("other/#",))])
+QUIET = PolicyRule(role="quiet", publish=("chat/#",), subscribe=("other/#",))  # receives nothing
+WITH_QUIET = Policy([*POLICY.rules, QUIET])
+WITHOUT_MESSAGES = Policy([replace(QUIET, role="operator")])
 
 
 async def begun(run, version):
@@ -358,13 +360,12 @@ async def begun(run, version):
 @pytest.mark.parametrize("is_restarted", [False, True])
 async def test_a_begun_flow_that_policy_forbids_is_completed(tmp_path, version, is_restarted):
     """The client may hold the identifier of a message that it may not have any more: PUBREL frees it, then the flow is gone."""
-    async with running(folder=tmp_path) as run:
+    async with running(folder=tmp_path, policy=WITH_QUIET) as run:
         packet_id = await begun(run, version)
         if not is_restarted:
-            run.authenticator.policy = without_messages()
-            await completed(run, version, packet_id)
+            await completed(run, version, packet_id, role="quiet")
     if is_restarted:
-        async with running(folder=tmp_path, authenticator=FakeAuthenticator(without_messages())) as run:
+        async with running(folder=tmp_path, policy=WITHOUT_MESSAGES) as run:
             await completed(run, version, packet_id)
 
 
@@ -406,7 +407,7 @@ async def test_a_flow_that_has_not_begun_is_dropped():
 
 async def test_a_begun_flow_is_given_to_no_other_member():
     """A shared message that one member may hold at QoS 2 goes to no other when policy takes it away [MQTT-4.8.2-5]."""
-    async with running() as run:
+    async with running(policy=WITH_QUIET) as run:
         reader = await operator(run, "r", "$share/g/chat/#", **lasting(Version.V5))
         writer = await operator(run, "w")
         writer.send(publish("chat/a", b"m", qos=2, packet_id=1))
@@ -415,8 +416,7 @@ async def test_a_begun_flow_is_given_to_no_other_member():
         await reader.aclose()
         await eventually(lambda: run.server.stats.connections == 1)
         other = await operator(run, "other", "$share/g/chat/#")
-        run.authenticator.policy = without_messages()
-        again = await operator(run, "r", **lasting(Version.V5))
+        again = await operator(run, "r", role="quiet", **lasting(Version.V5))
         assert await again.read() == Pubrel(packet_id=packet_id)
         assert await alive(other)
 

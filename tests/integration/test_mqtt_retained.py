@@ -5,9 +5,11 @@ import time
 
 import pytest
 from certified import Authority, served
-from mqtt_kit import FakeAuthenticator, becomes, eventually, properties, publish, running, stored, token
+from mqtt_kit import becomes, eventually, properties, publish, running, stored, token
+from mqtt_tokens import key_of
 from mqttjs_client import options, play
 
+from gateway.devices import Registry
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import (
     Disconnect,
@@ -187,7 +189,7 @@ async def test_not_under_devices(topic):
 async def test_delivery_is_authorized():
     """Who may subscribe to more than it may receive is not shown what a deny pattern holds back."""
     rule = {"role": "operator", "publish": ("chat/#",), "subscribe": ("chat/#",), "deny_subscribe": ("chat/secret",)}
-    async with running(authenticator=FakeAuthenticator(Policy([PolicyRule(**rule)]))) as run:
+    async with running(policy=Policy([PolicyRule(**rule)])) as run:
         ann, bob = await run.client("ann", **ANN), await run.client("bob", **ANN)
         await keep(ann, "chat/secret")
         await keep(ann, "chat/open")
@@ -306,21 +308,23 @@ async def test_gone_with_the_publisher():
 FREE = Policy([PolicyRule(role="simple-device", publish=("free/#",), subscribe=("free/#",), require_envelope=False)])
 
 
-@pytest.mark.parametrize("epoch", [7, 8])
-async def test_gone_with_the_registration(tmp_path, epoch):
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_gone_with_the_registration(tmp_path, is_new):
     """What a device retained, by its will too, is not shown as that of a device that got its id while nobody looked."""
-    authenticator = FakeAuthenticator(FREE)
-    authenticator.epoch = 7
-    async with running(folder=tmp_path, authenticator=authenticator) as run:
+    async with running(folder=tmp_path, policy=FREE) as run:
         will = Will(topic="free/will", payload=b"lost", qos=1, retain=True)
         device = await run.client("dev1", will=will)
         await keep(device, "free/said")
         device.writer.transport.abort()
         await becomes(lambda: retained(run), ["free/said", "free/will"])
-    authenticator.epoch = epoch
-    async with running(folder=tmp_path, authenticator=authenticator) as run:
+    if is_new:
+        async with stored(tmp_path) as storage:
+            registry = Registry(storage.state, FREE)
+            await registry.remove("dev1")
+            await registry.add("dev1", key_of("dev1").public, role="simple-device")
+    async with running(folder=tmp_path, policy=FREE) as run:
         found = sorted(kept.message.topic for kept in run.server._hub.retained.under("#"))
-        assert found == (["free/said", "free/will"] if epoch == 7 else [])
+        assert found == ([] if is_new else ["free/said", "free/will"])
         await becomes(lambda: retained(run), found)
 
 

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 import pytest
 from gateway_here import Here, run, serving, settings_in
 from lasting import alive, clients_kept, gone, lasting
-from mqtt_kit import Client, becomes, eventually, publish, running, token
+from mqtt_kit import Client, becomes, eventually, publish, running, stored, token
 
 from edge_protocol.keys import new_signing_key
 from edge_protocol.tokens import mint
 from gateway.cli import client as command_line
+from gateway.devices.revoked_tokens import RevokedTokens
 from gateway.errors import Conflict, NotFound
 from gateway.mqtt.codec import ReasonCode, Subscribe, Subscription, Will
 
@@ -74,9 +75,9 @@ async def test_revoked_while_the_gateway_was_stopped(tmp_path):
     async with running(folder=tmp_path) as run:
         await gone(run, await ann(run, "a", "one"))
         await gone(run, await ann(run, "b", "two"))
-        authenticator = run.authenticator
-    authenticator.revoked.add(("id", "one"))
-    async with running(folder=tmp_path, authenticator=authenticator) as run:
+    async with stored(tmp_path) as storage:
+        await RevokedTokens(storage.state, time.time).revoke("id", "one", until_s=time.time() + 3600)
+    async with running(folder=tmp_path) as run:
         assert sessions(run) == ["b"]
         await becomes(lambda: clients_kept(run), {"b"})
 

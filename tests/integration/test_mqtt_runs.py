@@ -15,7 +15,7 @@ import pytest
 from bursts import ROOM, TOPIC, acknowledged, answers, burst, numbers, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mqtt_kit import FakeAuthenticator, eventually, properties, publish
+from mqtt_kit import eventually, properties, publish
 from structlog.testing import capture_logs
 
 from gateway.mqtt.codec import (
@@ -146,7 +146,7 @@ async def test_what_is_acknowledged_makes_room_again():
 async def test_refused_publishes_make_room_again(refused):
     """A run that is refused as one gives back as many places as it took."""
     rule = PolicyRule(role="r", publish=("devices/{device}/events/#",), require_envelope=False)
-    async with serving(limits={"receive_maximum": 50}, authenticator=FakeAuthenticator(Policy([rule]))) as run:
+    async with serving(limits={"receive_maximum": 50}, policy=Policy([rule])) as run:
         client = await run.client(role="r")
         for _ in range(3):
             client.send(*(publish(TOPIC, b"\xd0\x83", packet_id=n + 1) for n in range(refused)))
@@ -255,7 +255,7 @@ async def test_a_rate_is_kept_between_publishes():
     rule = PolicyRule(
         role="r", publish=("devices/{device}/events/#",), require_envelope=False, events_per_s=50, burst=0.2
     )
-    async with serving(authenticator=FakeAuthenticator(Policy([rule]))) as run:
+    async with serving(policy=Policy([rule])) as run:
         client = await run.client(role="r")
         started = time.monotonic()
         client.send(*burst(40))
@@ -268,20 +268,20 @@ async def test_a_rate_is_kept_between_publishes():
 @pytest.mark.parametrize(
     ("topic", "role", "options", "rule"),
     [
-        ("devices/dev2/events/t", "simple-device", {}, "not-authorized"),
-        (TOPIC, "device", {}, "envelope-required"),
-        (TOPIC, "simple-device", {"retain": True}, "retain"),
+        ("devices/other/events/t", "simple-device", {}, "not-authorized"),
+        ("devices/mine/events/t", "device", {}, "envelope-required"),
+        ("devices/mine/events/t", "simple-device", {"retain": True}, "retain"),
     ],
 )
 async def test_what_policy_forbids_is_refused_each(topic, role, options, rule):
     """In 5.0 each publish of a burst has its refusal, in 3.1.1 none is acknowledged and the connection is closed."""
     async with serving() as run:
-        client = await run.client(role=role)
+        client = await run.client("mine", role=role)
         client.send(*burst(50, topic=topic, **options))
         found = await acknowledged(client, 50)
         assert [(packet.packet_id, packet.reason_code) for packet in found] == [(n, 0x87) for n in range(1, 51)]
         assert all(packet.properties.reason_string.startswith(f"{rule}: ") for packet in found)
-        old = await run.client(role=role, version=Version.V311)
+        old = await run.client("mine", role=role, version=Version.V311)
         old.send(*burst(50, topic=topic, **options))
         assert await old.ended() == []
         assert await numbers(run) == []

@@ -149,7 +149,8 @@ async def test_registered_anew():
         )
         await device.read()
         await gone(run, device)
-        run.authenticator.epoch = 1
+        await run.registry.remove("dev1")
+        await run.register("dev1")
         again = await run.client(**lasting())
         assert not again.connack.session_present
         service = await run.client("s", token_=token("svc", "service", iss="id"))

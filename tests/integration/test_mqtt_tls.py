@@ -244,10 +244,11 @@ async def test_many_pairs_in_a_row(authority):
     """Replaced twenty times under load, no connection is lost and none is refused."""
     async with running(**served(authority)) as run:
         clients = []
+        await run.register(*(f"pair{n}" for n in range(20)))
         for n in range(20):
             authority.issue("server", "localhost", "localhost")
             assert run.server.reload_certificates()
-            clients.append(await secure(run, trusting(authority), f"dev{n}"))
+            clients.append(await secure(run, trusting(authority), f"pair{n}"))
         for n, client in enumerate(clients):
-            assert isinstance(await client.publish(f"devices/dev{n}/events/x"), Puback)
+            assert isinstance(await client.publish(f"devices/pair{n}/events/x"), Puback)
         assert len({served_serial(client) for client in clients}) == 20

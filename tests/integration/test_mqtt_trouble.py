@@ -1,7 +1,9 @@
 """What breaks inside, and what is written down about it: one connection's trouble is its own, logs hold no secrets."""
 
+import time
+
 import structlog
-from mqtt_kit import FakeAuthenticator, connect, properties, publish, running, token
+from mqtt_kit import connect, properties, publish, running, token
 
 from gateway.errors import BusUnavailable
 from gateway.mqtt.codec import Auth, Puback, ReasonCode, Will
@@ -9,32 +11,22 @@ from gateway.mqtt.codec import Auth, Puback, ReasonCode, Will
 SECRET = "s3cr3t-7f41"
 
 
-class BrokenAuthenticator(FakeAuthenticator):
-    failure: Exception | None = None
-
-    async def authenticate(self, credentials):
-        if self.failure:
-            raise self.failure
-        return await super().authenticate(credentials)
-
-    async def renew(self, grant, token):
-        if self.failure:
-            raise self.failure
-        return await super().renew(grant, token)
+def later(device):
+    """A token that expires later than those that connected."""
+    return token(device, exp=time.time() + 7200)
 
 
 async def test_registry_unavailable():
-    """A registry that cannot be read is answered with 0x88 and `retry-after`, at CONNECT; a renewal with 0x83."""
-    authenticator = BrokenAuthenticator()
-    async with running(authenticator=authenticator) as run:
+    """A token that cannot be decided on is answered with 0x88 and `retry-after`, at CONNECT; a renewal with 0x83."""
+    async with running(replay_protection=True) as run:
         live = await run.client("dev2")
-        authenticator.failure = BusUnavailable("disk")
+        run.state.failure = BusUnavailable("disk")
         client = await run.raw()
         refused = await client.connect()
         assert refused.reason_code == ReasonCode.SERVER_UNAVAILABLE
         names = [name for name, _ in refused.properties.user_properties]
         assert names == ["server-time", "retry-after"]
-        live.send(publish("devices/dev2/token", token("dev2")))
+        live.send(publish("devices/dev2/token", later("dev2")))
         (last,) = await live.ended()
         assert last.reason_code == ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
         assert last.properties.user_properties[0][0] == "retry-after"
@@ -42,18 +34,18 @@ async def test_registry_unavailable():
 
 async def test_a_bug_while_deciding():
     """An unexpected failure of the registry ends that connection with 0x80, is logged, and leaks nothing."""
-    authenticator = BrokenAuthenticator()
-    async with running(authenticator=authenticator) as run:
+    async with running(replay_protection=True) as run:
         live = await run.client("dev2")
         method = properties(authentication_method="jwt", authentication_data=token("dev3"))
         extended = await run.client("dev3", properties=method)
-        authenticator.failure = RuntimeError("a bug")
+        run.state.failure = RuntimeError("a bug")
         with structlog.testing.capture_logs() as logs:
             client = await run.raw()
             assert (await client.connect()).reason_code == ReasonCode.UNSPECIFIED_ERROR
-            live.send(publish("devices/dev2/token", token("dev2")))
+            live.send(publish("devices/dev2/token", later("dev2")))
             assert (await live.ended())[-1].reason_code == ReasonCode.UNSPECIFIED_ERROR
-            extended.send(Auth(reason_code=ReasonCode.RE_AUTHENTICATE, properties=method))
+            fresh = properties(authentication_method="jwt", authentication_data=later("dev3"))
+            extended.send(Auth(reason_code=ReasonCode.RE_AUTHENTICATE, properties=fresh))
             assert [packet.reason_code for packet in await extended.ended()] == [ReasonCode.UNSPECIFIED_ERROR]
         failed = [entry["task"] for entry in logs if entry["event"] == "mqtt_task_failed"]
         assert failed == ["connect", "renew", "renew"]
@@ -90,6 +82,13 @@ async def test_logs_name_events_and_no_secrets():
             await again.ended()
     assert SECRET not in repr(logs)
     events = {entry["event"] for entry in logs}
-    assert events == {"connected", "connect_refused", "publish_refused", "disconnected"}
+    assert events == {
+        "token_refused",
+        "renewal_refused",
+        "connected",
+        "connect_refused",
+        "publish_refused",
+        "disconnected",
+    }
     refused = [(entry["code"], entry["rule"]) for entry in logs if entry["event"] == "publish_refused"]
     assert refused == [("0x87", "not-authorized"), ("0x99", "bad-state"), ("0x90", "topic")]

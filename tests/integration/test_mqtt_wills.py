@@ -3,11 +3,11 @@
 import time
 
 import pytest
-from mqtt_kit import POLICY, FakeAuthenticator, becomes, eventually, properties, running, token
+from mqtt_kit import becomes, eventually, properties, running, token
 
 from gateway.mqtt.codec import Disconnect, Pingreq, Pingresp, ReasonCode, Subscribe, Subscription, Version, Will
 from gateway.ports.identity import Principal, PrincipalKind
-from gateway.rules.policy import NOTHING
+from gateway.rules.policy import Policy, PolicyRule
 
 ANN = Principal(PrincipalKind.CLIENT, "id", "ann")
 
@@ -150,17 +150,13 @@ async def test_after_a_shutdown(tmp_path):
         await silent(reader)
 
 
-class Demoting(FakeAuthenticator):
-    async def permissions_of(self, principal, roles, epoch):
-        assert (principal, roles, epoch) == (ANN, ("operator",), 0)
-        return NOTHING
-
-
-async def test_policy_is_asked_when_it_fires():
+async def test_policy_is_asked_when_it_fires(tmp_path):
     """A delayed will is published with what its client may do by then; otherwise it is dropped."""
-    async with running(authenticator=Demoting(POLICY)) as run:
-        reader = await reader_of(run)
+    async with running(folder=tmp_path) as run:
         await lost(run, await operator(run, **lasting(will=will(1))))
+    reading_only = Policy([PolicyRule(role="operator", subscribe=("chat/#",))])
+    async with running(folder=tmp_path, policy=reading_only) as run:
+        reader = await reader_of(run)
         await eventually(lambda: run.server.stats.wills)
         await silent(reader)
 

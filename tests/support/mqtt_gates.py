@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from gateway.ports.bus import Batch, EventBus, Outcome
+from gateway.ports.identity import Authenticator, Credentials, Grant
 from gateway.ports.ingest import Arrival, Ingest, Receipt
 from gateway.ports.state import Change, Entry, Revision, StateStore
 
@@ -145,3 +146,30 @@ class IngestGate:
 
     def _hold(self, settle: Callable[[Receipt], None], receipt: Receipt) -> None:
         self.held.append(partial(settle, receipt))
+
+
+class AuthenticatorGate:
+    """An authenticator whose decisions wait.
+
+    Attributes:
+        is_open: While it is cleared, CONNECTs and renewals wait.
+        calls: CONNECTs that it was asked about.
+    """
+
+    def __init__(self, inner: Authenticator) -> None:
+        self._inner = inner
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+        self.calls = 0
+
+    async def authenticate(self, credentials: Credentials) -> Grant:
+        self.calls += 1
+        await self.is_open.wait()
+        return await self._inner.authenticate(credentials)
+
+    async def renew(self, grant: Grant, token: bytes) -> Grant:
+        await self.is_open.wait()
+        return await self._inner.renew(grant, token)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)

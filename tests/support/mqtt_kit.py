@@ -1,37 +1,35 @@
-"""What the MQTT server's tests share: the ports' other side, written honestly and small, and a client of raw packets.
+"""The MQTT server for tests: with the real store, ingest and authenticator behind it, and a client of raw packets.
 
-`FakeAuthenticator` keeps the contract of `gateway.ports`; tokens are JSON, not JWT.
+Every part is the gateway's own, behind a gate (`mqtt_gates`) that a test may close. What the service adds and this does
+not: handlers, the live tail of the bus; cursors of the bus and presence are there where a test asks for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import ingest_parts as parts
-from mqtt_gates import BusGate, IngestGate, StateGate
+from mqtt_gates import AuthenticatorGate, BusGate, IngestGate, StateGate
+from mqtt_tokens import AUDIENCE, ISSUER, key_of, token
 
-from edge_protocol.errors import TokenRejected
 from edge_protocol.event import Event
-from edge_protocol.keys import SigningKey, new_signing_key
 from edge_protocol.payload import Limits
-from gateway.devices import Registry
+from gateway.devices import AuthSettings, GatewayAuthenticator, Registry
 from gateway.ingest import Pipeline
 from gateway.mqtt.codec import Connect, Decoder, Packet, Properties, Publish, Version, encode
 from gateway.mqtt.listeners import MqttServer
 from gateway.mqtt.settings import ServerLimits, ServerSettings
 from gateway.operations.events import append_events
-from gateway.ports.identity import Credentials, Grant, Principal, PrincipalKind
-from gateway.rules.policy import Permissions, Policy, PolicyRule
+from gateway.ports.cursors import Cursors
+from gateway.rules.policy import Policy, PolicyRule
 from gateway.storage import Storage, open_storage
 
 POLICY = Policy(
@@ -58,115 +56,74 @@ POLICY = Policy(
 
 
 DEVICES = tuple(f"dev{n}" for n in range(1, 6))
-
-
-@cache
-def key_of(device: str) -> SigningKey:
-    """The signing key of a device."""
-    return new_signing_key()
-
-
-def sealed(*events: bytes, device: str = "dev1", **changes: Any) -> bytes:
-    """An envelope around events, by a device of this kit."""
-    return parts.sealed(*events, device=device, **({"key": key_of(device), "issued_at": int(time.time())} | changes))
-
-
-def token(sub: str, role: str = "simple-device", **claims: object) -> bytes:
-    return json.dumps({"sub": sub, "role": role, "exp": time.time() + 3600} | claims).encode()
-
-
-class FakeAuthenticator:
-    """Believes every token that is not expired; `delay` lets a test hold a decision back."""
-
-    def __init__(self, policy: Policy = POLICY, anonymous_role: str = "") -> None:
-        self.policy = policy
-        self.anonymous_role = anonymous_role
-        self.gate: asyncio.Event | None = None
-        self.calls = 0
-        self.epoch = 0
-        self.revoked: set[tuple[str, str]] = set()
-
-    async def authenticate(self, credentials: Credentials) -> Grant:
-        self.calls += 1
-        if self.gate:
-            await self.gate.wait()
-        if credentials.token is None:
-            if not (self.anonymous_role and credentials.is_loopback):
-                raise TokenRejected("no-token", "expected a token as password")
-            principal = Principal(PrincipalKind.ANONYMOUS, "", "anonymous")
-            return self._grant(principal, self.anonymous_role, float("inf"))
-        return self._read(credentials.token)
-
-    async def renew(self, grant: Grant, token: bytes) -> Grant:
-        if self.gate:
-            await self.gate.wait()
-        fresh = self._read(token)
-        if fresh.principal != grant.principal:
-            raise TokenRejected("wrong-principal", "expected a token of the same principal")
-        return fresh if fresh.expires_at_s > grant.expires_at_s else grant
-
-    async def is_known(self, principal: Principal, epoch: int) -> bool:
-        return principal.device is None or epoch == self.epoch
-
-    def is_revoked(self, principal: Principal, jti: str) -> bool:
-        return (principal.issuer, jti) in self.revoked
-
-    async def permissions_of(self, principal: Principal, roles: Sequence[str], epoch: int) -> Permissions:
-        return self.policy.permissions(roles, principal.device)
-
-    def _read(self, token: bytes) -> Grant:
-        try:
-            claims = json.loads(token)
-            sub, role, exp, issuer = str(claims["sub"]), claims["role"], float(claims["exp"]), claims.get("iss", "")
-            kind = PrincipalKind.CLIENT if issuer else PrincipalKind.DEVICE
-            grant = self._grant(Principal(kind, issuer, sub), role, exp, claims.get("jti"))
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise TokenRejected("bad-token", "the token does not prove a known device") from exc
-        if exp <= time.time():
-            raise TokenRejected("expired", "the token has expired")
-        return grant
-
-    def _grant(self, principal: Principal, role: str, expires_at_s: float, jti: str | None = None) -> Grant:
-        permissions = self.policy.permissions([role], principal.device)
-        return Grant(
-            principal=principal,
-            permissions=permissions,
-            expires_at_s=expires_at_s,
-            jti=jti,
-            epoch=self.epoch,
-            roles=(role,),
-        )
+"""Registered as `simple-device` in every server that has this role."""
 
 
 class Running:
-    """A started server and its parts."""
+    """A started server and its parts, connected as `gateway.service` does it."""
 
-    def __init__(self, storage: Storage, folder: Path | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        folder: Path | None,
+        *,
+        policy: Policy = POLICY,
+        clock: Callable[[], float] = time.time,
+        anonymous_role: str = "",
+        replay_protection: bool = False,
+        is_announcing: bool = False,
+        cursors: Cursors | None = None,
+        limits: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         self.clients: list[Client] = []
+        self.policy, self._clock, self._folder = policy, clock, folder
         self.state, self.bus = StateGate(storage.state), BusGate(storage.bus)
-        clock = options.pop("clock", time.time)
-        self.authenticator: FakeAuthenticator = options.pop("authenticator", None) or FakeAuthenticator()
-        self.registry = Registry(self.state, POLICY, clock=clock)
+        self.registry = Registry(self.state, policy, clock=clock)
+        auth = AuthSettings(audience=AUDIENCE, anonymous_role=anonymous_role, replay_protection=replay_protection)
+        self._authenticator = GatewayAuthenticator(
+            self.registry, policy, self.state, auth, issuers=[ISSUER], clock=clock
+        )
+        self.authenticator = AuthenticatorGate(self._authenticator)
         self.pipeline = Pipeline(
-            self.bus, self.registry, audience=parts.AUDIENCE, open_keys=[parts.ENVELOPE_KEY], processes=1
+            self.bus, self.registry, audience=AUDIENCE, open_keys=[parts.ENVELOPE_KEY], processes=1
         )
         self.ingest = IngestGate(self.pipeline)
-        self._folder = folder
-        announce = self._announce if options.pop("is_announcing", False) else None
-        cursors, limits = options.pop("cursors", None), replace(ServerLimits(), **options.pop("limits", {}))
         self.server = MqttServer(
-            ServerSettings(**({"listen": ("mqtt://127.0.0.1:0",)} | options), limits=limits),
+            ServerSettings(
+                **({"listen": ("mqtt://127.0.0.1:0",)} | options), limits=replace(ServerLimits(), **(limits or {}))
+            ),
             authenticator=self.authenticator,
             ingest=self.ingest,
             state=self.state,
             stored_through=self.bus.stored_through,
             clock=clock,
             cursors=cursors,
-            announce=announce,
+            announce=self._announce if is_announcing else None,
         )
+        self._authenticator.on_revoked = lambda principal, reason: self.server.disconnect(principal, reason=reason)
+        self._authenticator.revoked.on_revoked = self.server.disconnect_token
+
+    async def start(self, ends: AsyncExitStack) -> None:
+        """Start all, and end it in the opposite order."""
+        await self.pipeline.start()
+        ends.push_async_callback(self.pipeline.aclose)
+        ends.callback(self.bus.is_open.set)
+        await self._authenticator.revoked.load()
+        watching = [asyncio.create_task(each.run()) for each in (self.registry, self._authenticator.revoked)]
+        ends.push_async_callback(_cancelled, watching)
+        if "simple-device" in self.policy.roles:
+            await self.register(*DEVICES)
+        await self.server.start()
+        ends.push_async_callback(self.server.aclose)
+        ends.push_async_callback(self._leave)
+
+    async def _leave(self) -> None:
+        for client in self.clients:
+            await client.aclose()
 
     async def _announce(self, events: Sequence[Event]) -> None:
-        await append_events(self.bus, events, limits=Limits(), now_s=time.time())
+        await append_events(self.bus, events, limits=Limits(), now_s=self._clock())
 
     @property
     def port(self) -> int:
@@ -185,14 +142,18 @@ class Running:
         return [event.type for event in await self.events()]
 
     async def register(self, *devices: str, role: str = "simple-device") -> None:
-        """Make devices known that are not."""
+        """Make devices known that are not; one that is known has this role."""
         for device in devices:
-            if await self.registry.find(device) is None:
+            record = await self.registry.find(device)
+            if record is None:
                 await self.registry.add(device, key_of(device).public, role=role)
-            await self.registry.find(device)
+            else:
+                assert record.document.role == role, f"{device} is {record.document.role}"
 
-    async def client(self, client_id: str = "dev1", **options: object) -> Client:
-        """Connect, and expect to be let in."""
+    async def client(self, client_id: str = "dev1", **options: Any) -> Client:
+        """Connect, and expect to be let in; a device is registered in its role before."""
+        if "token_" not in options and "iss" not in options.get("claims", {}):
+            await self.register(client_id, role=options.get("role", "simple-device"))
         client = await self.raw(options.get("version", Version.V5))
         await client.connect(client_id, **options)
         assert client.connack.reason_code == 0, client.connack
@@ -202,10 +163,12 @@ class Running:
         self.clients.append(await Client.open(self.port, version=version))
         return self.clients[-1]
 
-    async def leave(self) -> None:
-        """All clients go."""
-        for client in self.clients:
-            await client.aclose()
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(each is None or isinstance(each, asyncio.CancelledError) for each in ended), ended
 
 
 def crashed(folder: Path) -> Path:
@@ -230,24 +193,18 @@ async def stored(folder: Path | None = None) -> AsyncIterator[Storage]:
 async def running(
     *, folder: Path | None = None, storage: Storage | None = None, **options: Any
 ) -> AsyncIterator[Running]:
-    """Start a server on a free loopback port, with a store and ingest of its own; `DEVICES` are registered.
+    """Start a server on a free loopback port, with a registry, an authenticator and ingest of its own.
 
     Args:
         folder: Where its store is, in SQLite; None for a store in memory.
         storage: A store that is open and stays open, in place of one of its own.
-        options: Settings of the server; `limits` that differ; `is_announcing`: it tells the bus who is there.
+        options: The other arguments of `Running`, and settings of the server.
     """
     async with AsyncExitStack() as ends:
         if storage is None:
             storage = await ends.enter_async_context(stored(folder))
-        run = Running(storage, folder, options)
-        await run.pipeline.start()
-        ends.push_async_callback(run.pipeline.aclose)
-        ends.callback(run.bus.is_open.set)
-        await run.register(*DEVICES)
-        await run.server.start()
-        ends.push_async_callback(run.server.aclose)
-        ends.push_async_callback(run.leave)
+        run = Running(storage, folder, **options)
+        await run.start(ends)
         yield run
 
 

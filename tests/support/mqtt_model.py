@@ -9,9 +9,10 @@ import asyncio
 from collections import deque
 
 from model_world import UNIX_S, Disk, ModelLoop
-from mqtt_kit import POLICY, FakeAuthenticator, connect, properties, publish, token
+from mqtt_kit import POLICY, connect, properties, publish
+from mqtt_tokens import AUDIENCE, ISSUER, token
 
-from gateway.devices import Registry
+from gateway.devices import AuthSettings, GatewayAuthenticator, Registry
 from gateway.ingest import Pipeline
 from gateway.mqtt.codec import (
     Connack,
@@ -34,7 +35,8 @@ from gateway.mqtt.settings import ServerSettings
 
 PLAIN, SHARED = "chat/all", "chat/jobs"
 FILTERS = (PLAIN, f"$share/g/{SHARED}")
-TOKEN = token("ann", "operator", iss="id")
+LIFETIME_S = 1 << 30  # the model's time runs fast
+TOKEN = token("ann", "operator", iss="id", iat=UNIX_S, exp=UNIX_S + LIFETIME_S)
 MOST_SENT = 6  # unacknowledged at a time
 
 
@@ -111,16 +113,20 @@ class Gateway:
     def __init__(self, loop: ModelLoop, disk: Disk) -> None:
         self.loop, self.disk = loop, disk
 
-        pipeline = Pipeline(disk.bus, Registry(disk, POLICY), audience="model", open_keys=[], processes=1)
-        parts = {"authenticator": FakeAuthenticator(), "ingest": pipeline, "state": disk}
+        registry, auth = Registry(disk, POLICY), AuthSettings(audience=AUDIENCE, max_lifetime_s=LIFETIME_S)
         self.server = MqttServer(
             ServerSettings(listen=()),
-            **parts,
+            authenticator=GatewayAuthenticator(registry, POLICY, disk, auth, issuers=[ISSUER], clock=self._unix_s),
+            ingest=Pipeline(disk.bus, registry, audience=AUDIENCE, open_keys=[], processes=1),
+            state=disk,
             stored_through=disk.bus.stored_through,
-            clock=lambda: UNIX_S + loop.time(),
+            clock=self._unix_s,
         )
         loop.run_until_complete(self.server.start())
         self.hub = self.server._hub
+
+    def _unix_s(self) -> float:
+        return UNIX_S + self.loop.time()
 
     def kill(self) -> None:
         """End at once: nothing that runs comes to its end, and nothing more is written."""
