@@ -187,14 +187,8 @@ def _token(connect: Connect) -> bytes | None:
 
 
 def _client_id(connect: Connect, principal: Principal) -> str:
-    """The session's name: a device's id for a device, whatever compatible form it was sent in; else the client's choice."""
-    if principal.device is None:
-        return connect.client_id or uuid.uuid4().hex
-    if connect.client_id != principal.sub and not connect.client_id.endswith(f"/devices/{principal.sub}"):
-        raise Refused(
-            ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, "client id: expected the device id, as in the token's sub"
-        )
-    return principal.sub
+    """The session's name: a device's id for a device, as its token has proved; else the client's choice."""
+    return principal.device or connect.client_id or uuid.uuid4().hex
 
 
 def _check_certificate(connection: Connection, hub: Hub, principal: Principal) -> None:

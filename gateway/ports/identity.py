@@ -89,7 +89,7 @@ class Authenticator(Protocol):
     """Tokens to grants, against the device registry and the issuers."""
 
     async def authenticate(self, credentials: Credentials) -> Grant:
-        """Prove a CONNECT.
+        """Prove a CONNECT: the token, and that a device's is for this client id.
 
         Raises:
             TokenRejected: The detail may be told to the peer (Reason String): it helps an engineer, not an attacker.
