@@ -160,7 +160,7 @@ def read_run(
     """
     if len(payloads) > MAX_EVENTS or (content_type and media_type(content_type).startswith(_CLOUDEVENTS)):
         return None
-    guessed_type = JSON_TYPE if payloads[0][:1] in _JSON_STARTS else OCTET_STREAM
+    guessed_type = JSON_TYPE if _may_be_json(payloads[0]) else OCTET_STREAM
     named_type = guessed_type if content_type is None else content_type
     before, between, after, is_json = _frame(source, event_type, named_type)
     if not (_are_json(payloads, limits) if is_json else _are_octets(payloads, is_named=content_type is not None)):
@@ -192,9 +192,18 @@ def _are_json(payloads: Sequence[bytes], limits: Limits) -> bool:
 
 
 def _are_octets(payloads: Sequence[bytes], *, is_named: bool) -> bool:
-    """Whether none is empty or an envelope, or, if nothing names their type, could be JSON."""
-    others = (b"", FIRST_BYTES[:1]) if is_named else (b"", FIRST_BYTES[:1], *_JSON_STARTS)
-    return not any(payload[:1] in others for payload in payloads)
+    """Whether none is empty or an envelope, or, if nothing names their type, JSON."""
+    if b"" in payloads or any(payload.startswith(FIRST_BYTES) for payload in payloads):
+        return False
+    return is_named or not any(map(_may_be_json, payloads))
+
+
+def _may_be_json(payload: bytes) -> bool:
+    """Whether it is JSON, or nests too deep to be told."""
+    try:
+        return payload[:1] in _JSON_STARTS and _is_json(payload)
+    except EventRejected:
+        return True
 
 
 def _single(text: bytes, event: Event, *, has_ids: bool = True) -> Summary:
