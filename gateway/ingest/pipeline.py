@@ -106,13 +106,13 @@ class Pipeline:
             asyncio.get_running_loop().call_soon(self.flush)
 
     def submit_run(self, arrival: Arrival, payloads: Sequence[bytes], settle: Settle) -> bool:
-        """Take bare payloads over as one (see `Ingest.submit_run`): opened here, stored in one row."""
+        """Take plain payloads over as one (see `Ingest.submit_run`): opened here, stored in one row."""
         pool = self._started()
         is_small = all(len(payload) <= MAX_INLINE_BYTES for payload in payloads)
         if not is_small or arrival.lane.broken or receipts.before_opening(arrival):
             return False
         opening = open_run(self._terms, arrival, payloads, self._random_bytes(_RANDOM_BYTES))
-        if opening is None:
+        if opening is None or not all(arrival.permissions.may_emit(arrival.device, each) for each in opening.types):
             return False
         if self._gathering.slots:
             self._hand_over(pool)

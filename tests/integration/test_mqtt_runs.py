@@ -34,6 +34,7 @@ from gateway.rules.policy import Policy, PolicyRule
 
 BOTH = pytest.mark.parametrize("version", list(Version))
 N = 300
+EVENTS = "devices/dev1/events"
 
 
 @BOTH
@@ -215,6 +216,48 @@ async def test_an_id_that_is_said_again_is_the_same_event():
         assert await site.numbers() == [1]
 
 
+@BOTH
+async def test_a_burst_of_cloud_events(version):
+    """CloudEvents, one a payload, are stored in their order with their own ids; sent again, they are acknowledged alone."""
+    async with serving() as site:
+        client = await site.run.client(version=version)
+        sent = [parts.event(n, id_=f"e{n}") for n in range(1, N + 1)]
+        for first in (1, N + 1):
+            client.send(*(publish(EVENTS, each, packet_id=first + n) for n, each in enumerate(sent)))
+            found = await acknowledged(client, N)
+            assert found == [Puback(packet_id=n) for n in range(first, first + N)]
+        events = await parts.stored(site.bus.inner)
+        assert [(event.id, event.data) for event in events] == [(f"e{n}", {"n": n}) for n in range(1, N + 1)]
+        assert (site.pipeline.stats.events, site.pipeline.stats.duplicates) == (N, N)
+        assert 2 <= len(site.bus.appends) <= site.pipeline.runs
+        assert site.pipeline.runs >= 4
+
+
+NOT_LIKE_THE_OTHERS = {
+    "an envelope": parts.sealed(device="dev1"),
+    "a batch": b"[" + parts.event(1, id_="in-a-batch") + b"]",
+    "not JSON": b"{",
+    "another's": parts.event(1, source="/devices/dev2"),
+    "large": parts.event(1, id_="large", data="x" * 5000),
+}
+
+
+@pytest.mark.parametrize("other", NOT_LIKE_THE_OTHERS)
+async def test_one_among_cloud_events(other):
+    """Whatever else comes among CloudEvents is answered as it is alone, and its neighbours are stored."""
+    async with serving() as site:
+        client = await site.run.client()
+        alone = await client.publish(EVENTS, NOT_LIKE_THE_OTHERS[other])
+        sent = [parts.event(n, id_=f"e{n}") for n in range(1, 51)]
+        sent[24] = NOT_LIKE_THE_OTHERS[other]
+        client.send(*(publish(EVENTS, each, packet_id=n) for n, each in enumerate(sent, 1)))
+        found = await acknowledged(client, 50)
+        assert [packet.reason_code for packet in found] == [0] * 24 + [alone.reason_code] + [0] * 25
+        assert found[24].properties == alone.properties
+        ids = [event.id for event in await parts.stored(site.bus.inner)]
+        assert [id_ for id_ in ids if id_.startswith("e")] == [f"e{n}" for n in range(1, 51) if n != 25]
+
+
 @pytest.mark.parametrize("said", ["", "bad\x7f", "no slash\x01"])
 async def test_a_content_type_that_no_event_may_have(said):
     """A Content Type that is refused alone is refused for each publish of a burst."""
@@ -390,7 +433,7 @@ PAYLOADS = st.one_of(
     st.sampled_from([b'"' + b"x" * 4100 + b'"', parts.event(1, id_="one", type_="a"), b"\xff\x00"]),
 )
 TOPICS = st.sampled_from(
-    ["devices/dev1/events/a", "devices/dev1/events/a/b", "devices/dev1/events", "devices/dev2/events/a"]
+    ["devices/dev1/events/a", "devices/dev1/events/a/b", *["devices/dev1/events"] * 2, "devices/dev2/events/a"]
 )
 SAID = st.sampled_from(
     [
@@ -408,11 +451,18 @@ SAID = st.sampled_from(
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[tuple[str, int, dict[str, object], list[bytes]]]:
-    """Blocks of publishes that are alike but for their payloads, most of which are usual."""
-    usual = st.integers(0, 99).map(lambda n: b"%d" % n)
-    payloads = st.lists(st.one_of(usual, usual, usual, PAYLOADS), min_size=1, max_size=12)
-    blocks = st.tuples(TOPICS, st.sampled_from([0, 1, 1, 1, 2]), SAID, payloads)
-    return draw(st.lists(blocks, min_size=1, max_size=5))
+    """Blocks of publishes that are alike but for their payloads, most of which are usual for their topic."""
+    numbers = st.integers(0, 99).map(lambda n: b"%d" % n)
+    cloud_events = st.builds(
+        lambda n, type_: parts.event(n, id_=f"said-{n}", type_=type_), st.integers(0, 9), st.sampled_from(["a", "b.c"])
+    )
+
+    def blocks(topic: str) -> st.SearchStrategy[tuple[str, int, dict[str, object], list[bytes]]]:
+        usual = cloud_events if topic.endswith("events") else numbers
+        payloads = st.lists(st.one_of(usual, usual, usual, PAYLOADS), min_size=1, max_size=12)
+        return st.tuples(st.just(topic), st.sampled_from([0, 1, 1, 1, 2]), SAID, payloads)
+
+    return draw(st.lists(TOPICS.flatmap(blocks), min_size=1, max_size=5))
 
 
 async def outcome(talk, version, *, takes_runs):
@@ -432,7 +482,10 @@ async def outcome(talk, version, *, takes_runs):
                 found.append(packet)
             await site.pipeline.drain()
         events = await parts.stored(site.bus.inner)
-        rows = [(event.type, event.payload, event.datacontenttype, event.source) for event in events]
+        rows = [
+            (event.id if event.id.startswith("said") else "", event.type, event.payload, event.datacontenttype)
+            for event in events
+        ]
         answered = [packet for packet in found if packet != Pingresp()]
         assert len({event.id for event in events}) == len(events)
         if len(found) == expected:
