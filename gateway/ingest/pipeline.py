@@ -158,10 +158,9 @@ class Pipeline:
     def _hand_over(self, pool: OpenerPool) -> None:
         chunk, self._gathering = self._gathering, Chunk()
         self._queue.append(chunk)
-        random = self._random_bytes(_RANDOM_BYTES * len(chunk.slots))
         pooled, jobs = [], []
-        for n, slot in enumerate(chunk.slots):
-            job = self._job(slot.arrival, random[n * _RANDOM_BYTES : (n + 1) * _RANDOM_BYTES])
+        for slot in chunk.slots:
+            job = self._job(slot.arrival)
             if slot.needs_pool:
                 pooled.append(slot)
                 jobs.append(job)
@@ -185,13 +184,13 @@ class Pipeline:
         if self._queue[0] is chunk:
             self._opened_some.set()
 
-    def _job(self, arrival: Arrival, random: bytes) -> Job:
+    def _job(self, arrival: Arrival) -> Job:
         is_sealed = is_envelope(arrival.payload, arrival.event_type)
         return Job(
             arrival.payload,
             arrival.device,
             arrival.received_ms,
-            "" if arrival.event_type is None else uuid7(arrival.received_ms, random),
+            "" if arrival.event_type is None else uuid7(arrival.received_ms, self._random_bytes(_RANDOM_BYTES)),
             arrival.event_type,
             arrival.content_type,
             arrival.attributes,
