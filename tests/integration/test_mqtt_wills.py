@@ -4,6 +4,7 @@ import time
 
 import pytest
 from mqtt_kit import becomes, eventually, properties, running, token
+from structlog.testing import capture_logs
 
 from gateway.mqtt.codec import Disconnect, Pingreq, Pingresp, ReasonCode, Subscribe, Subscription, Version, Will
 from gateway.ports.identity import Principal, PrincipalKind
@@ -155,10 +156,13 @@ async def test_policy_is_asked_when_it_fires(tmp_path):
     async with running(folder=tmp_path) as run:
         await lost(run, await operator(run, **lasting(will=will(1))))
     reading_only = Policy([PolicyRule(role="operator", subscribe=("chat/#",))])
-    async with running(folder=tmp_path, policy=reading_only) as run:
-        reader = await reader_of(run)
-        await eventually(lambda: run.server.stats.wills)
-        await silent(reader)
+    with capture_logs() as logs:
+        async with running(folder=tmp_path, policy=reading_only) as run:
+            reader = await reader_of(run)
+            await eventually(lambda: run.server.stats.wills)
+            await silent(reader)
+    (refused,) = [each for each in logs if each["event"] == "will_refused"]
+    assert refused["reason"] == "not-authorized: publishing to 'chat/gone' is not allowed"
 
 
 async def test_revocation_discards():
