@@ -16,8 +16,8 @@ import pytest
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_world import Disk, ModelLoop
-from mqtt_model import MOST_SENT, PLAIN, SHARED, Gateway, Message, Peer
+from model_world import Disk, Gateway, ModelLoop
+from mqtt_model import MOST_SENT, PLAIN, SHARED, Message, Peer
 from soak import SOAK
 
 from gateway.mqtt.codec import Version

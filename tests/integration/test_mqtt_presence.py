@@ -6,7 +6,7 @@ import json
 
 import ingest_parts as parts
 import pytest
-from mqtt_gates import StateGate
+from gates import StateGate
 from mqtt_kit import becomes, eventually, running, stored
 
 from edge_protocol.errors import EventRejected

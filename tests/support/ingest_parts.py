@@ -1,4 +1,4 @@
-"""Parts that tests of ingest share: keys, publishes as they arrive, a bus that fails when told to."""
+"""Parts that tests of ingest share: keys, publishes as they arrive, how a bus fails."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from edge_protocol.events import decode_stored
 from edge_protocol.keys import SigningKey, new_signing_key
 from gateway.errors import BusFull, BusUnavailable
 from gateway.ingest import Pipeline
-from gateway.ports.bus import Batch, Outcome, Position
+from gateway.ports.bus import Position
 from gateway.ports.identity import Principal, PrincipalKind
 from gateway.ports.ingest import Arrival, Lane, Receipt
 from gateway.rules.policy import Policy, PolicyRule
@@ -42,23 +42,6 @@ class Keys:
 
     def signing_keys(self, device: str, *, now_s: float):
         return {} if device in self._unknown else self._keys
-
-
-class FailingBus:
-    """A bus that fails by schedule: each append takes the next entry, `None` (or no entry) appends."""
-
-    def __init__(self, inner, schedule: Sequence[Exception | None] = ()) -> None:
-        self.inner = inner
-        self.schedule = list(schedule)
-        self.appends: list[int] = []
-
-    async def append(self, batches: Sequence[Batch]) -> list[Outcome]:
-        self.appends.append(len(batches))
-        failure = self.schedule.pop(0) if self.schedule else None
-        if failure is not None:
-            await asyncio.sleep(0)
-            raise failure
-        return await self.inner.append(batches)
 
 
 def unavailable() -> BusUnavailable:

@@ -1,4 +1,4 @@
-"""The world of the model test of the MQTT server: a loop of its own time, and a disk that can be held.
+"""The world of the model test of the MQTT server: a loop of its own time, a disk that can be held, links without sockets.
 
 No real time: the loop knows when nothing is left to do, and its clock moves only when a test says so.
 """
@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections import deque
 from pathlib import Path
 
-from mqtt_kit import crashed
+from mqtt_kit import POLICY, crashed
+from mqtt_tokens import AUDIENCE, ISSUER
 
+from gateway.devices import AuthSettings, GatewayAuthenticator, Registry
 from gateway.errors import BusUnavailable
+from gateway.ingest import Pipeline
+from gateway.mqtt.codec import Decoder
+from gateway.mqtt.connection import Connection
+from gateway.mqtt.listeners import MqttServer
+from gateway.mqtt.settings import ServerSettings
 from gateway.storage import open_storage
 
 UNIX_S = 1_700_000_000.0
+LIFETIME_S = 1 << 30  # of tokens: the model's time runs fast
 
 
 class ModelLoop(asyncio.SelectorEventLoop):
@@ -146,3 +155,109 @@ class Disk:
             return await work
         finally:
             self._loop.waiting -= 1
+
+
+class Link(asyncio.Transport):
+    """A connection without a socket.
+
+    Attributes:
+        packets: What the server wrote and the client has not read.
+        is_cut: Whether it is closed; what the server wrote before it closed can still be read.
+        is_doomed: Whether the client broke a rule that costs the connection.
+    """
+
+    def __init__(self, hub, version) -> None:
+        super().__init__()
+        self.packets = deque()
+        self.is_cut = self.is_doomed = self._is_paused = False
+        self._decoder = Decoder(role="client", version=version)
+        self._unread: list[bytes] = []
+        self._loop = hub.loop
+        self.connection = Connection(hub)
+        self.connection.connection_made(self)
+
+    def feed(self, data) -> None:
+        self._unread.append(data)
+        self._loop.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        while self._unread and not self._is_paused and not self.is_cut:
+            self.connection.data_received(self._unread.pop(0))
+
+    def check(self) -> None:
+        """Now that the server has read everything: what breaks a rule has cost the connection."""
+        assert self.is_cut or self._unread or not self.is_doomed, "an answer of the wrong kind was taken"
+
+    def lose(self) -> None:
+        """The network is gone, and everything that was in it."""
+        self.packets.clear()
+        self.abort()
+
+    def write(self, data) -> None:
+        if not self.is_cut:
+            self.packets += self._decoder.feed(data)
+
+    def abort(self) -> None:
+        if not self.is_cut:
+            self.is_cut = True
+            self._loop.call_soon(self.connection.connection_lost, None)
+
+    close = write_eof = abort
+
+    def get_extra_info(self, name, default=None):
+        return ("127.0.0.1", 1) if name == "peername" else default
+
+    def is_closing(self) -> bool:
+        return self.is_cut
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def set_write_buffer_limits(self, high=None, low=None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        self._is_paused = True
+
+    def resume_reading(self) -> None:
+        self._is_paused = False
+        self._loop.call_soon(self._deliver)
+
+
+class Gateway:
+    """The server on what a disk holds."""
+
+    def __init__(self, loop: ModelLoop, disk: Disk) -> None:
+        self.loop, self.disk = loop, disk
+
+        registry, auth = Registry(disk, POLICY), AuthSettings(audience=AUDIENCE, max_lifetime_s=LIFETIME_S)
+        self.server = MqttServer(
+            ServerSettings(listen=()),
+            authenticator=GatewayAuthenticator(registry, POLICY, disk, auth, issuers=[ISSUER], clock=self._unix_s),
+            ingest=Pipeline(disk.bus, registry, audience=AUDIENCE, open_keys=[], processes=1),
+            state=disk,
+            stored_through=disk.bus.stored_through,
+            clock=self._unix_s,
+        )
+        loop.run_until_complete(self.server.start())
+        self.hub = self.server._hub
+
+    def _unix_s(self) -> float:
+        return UNIX_S + self.loop.time()
+
+    def kill(self) -> None:
+        """End at once: nothing that runs comes to its end, and nothing more is written."""
+        self.disk.is_dead = True
+        for connection in tuple(self.hub.sockets):
+            connection._transport.lose()
+        self.hub.wheel.stop()
+        self._cancel()
+        self.loop.settle()
+        while self._cancel():  # connections that are lost begin some
+            self.loop.settle()
+
+    def _cancel(self) -> bool:
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        return bool(tasks)

@@ -1,6 +1,6 @@
 """The MQTT server for tests: with the real store, ingest and authenticator behind it, and a client of raw packets.
 
-Every part is the gateway's own, behind a gate (`mqtt_gates`) that a test may close. What the service adds and this does
+Every part is the gateway's own, behind a gate (`gates`) that a test may close. What the service adds and this does
 not: handlers, the live tail of the bus; cursors of the bus and presence are there where a test asks for them.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ingest_parts as parts
-from mqtt_gates import AuthenticatorGate, BusGate, IngestGate, StateGate
+from gates import AuthenticatorGate, BusGate, IngestGate, StateGate
 from mqtt_tokens import AUDIENCE, ISSUER, key_of, token
 
 from edge_protocol.event import Event

@@ -1,22 +1,16 @@
-"""What the model test of the MQTT server is made of: links without sockets, gateways that can be killed, peers.
+"""The clients of the model test of the MQTT server, and what they send.
 
 A `Peer` keeps its side of the protocol as section 4 of MQTT 5.0 has it, and checks with each packet that the server does.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
+from model_world import LIFETIME_S, UNIX_S, Gateway, Link
+from mqtt_kit import connect, properties, publish
+from mqtt_tokens import token
 
-from model_world import UNIX_S, Disk, ModelLoop
-from mqtt_kit import POLICY, connect, properties, publish
-from mqtt_tokens import AUDIENCE, ISSUER, token
-
-from gateway.devices import AuthSettings, GatewayAuthenticator, Registry
-from gateway.ingest import Pipeline
 from gateway.mqtt.codec import (
     Connack,
-    Decoder,
     Disconnect,
     Puback,
     Pubcomp,
@@ -29,121 +23,11 @@ from gateway.mqtt.codec import (
     Version,
     encode,
 )
-from gateway.mqtt.connection import Connection
-from gateway.mqtt.listeners import MqttServer
-from gateway.mqtt.settings import ServerSettings
 
 PLAIN, SHARED = "chat/all", "chat/jobs"
 FILTERS = (PLAIN, f"$share/g/{SHARED}")
-LIFETIME_S = 1 << 30  # the model's time runs fast
 TOKEN = token("ann", "operator", iss="id", iat=UNIX_S, exp=UNIX_S + LIFETIME_S)
 MOST_SENT = 6  # unacknowledged at a time
-
-
-class Link(asyncio.Transport):
-    """A connection without a socket.
-
-    Attributes:
-        packets: What the server wrote and the client has not read.
-        is_cut: Whether it is closed; what the server wrote before it closed can still be read.
-        is_doomed: Whether the client broke a rule that costs the connection.
-    """
-
-    def __init__(self, hub, version) -> None:
-        super().__init__()
-        self.packets = deque()
-        self.is_cut = self.is_doomed = self._is_paused = False
-        self._decoder = Decoder(role="client", version=version)
-        self._unread: list[bytes] = []
-        self._loop = hub.loop
-        self.connection = Connection(hub)
-        self.connection.connection_made(self)
-
-    def feed(self, data) -> None:
-        self._unread.append(data)
-        self._loop.call_soon(self._deliver)
-
-    def _deliver(self) -> None:
-        while self._unread and not self._is_paused and not self.is_cut:
-            self.connection.data_received(self._unread.pop(0))
-
-    def check(self) -> None:
-        """Now that the server has read everything: what breaks a rule has cost the connection."""
-        assert self.is_cut or self._unread or not self.is_doomed, "an answer of the wrong kind was taken"
-
-    def lose(self) -> None:
-        """The network is gone, and everything that was in it."""
-        self.packets.clear()
-        self.abort()
-
-    def write(self, data) -> None:
-        if not self.is_cut:
-            self.packets += self._decoder.feed(data)
-
-    def abort(self) -> None:
-        if not self.is_cut:
-            self.is_cut = True
-            self._loop.call_soon(self.connection.connection_lost, None)
-
-    close = write_eof = abort
-
-    def get_extra_info(self, name, default=None):
-        return ("127.0.0.1", 1) if name == "peername" else default
-
-    def is_closing(self) -> bool:
-        return self.is_cut
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def set_write_buffer_limits(self, high=None, low=None) -> None:
-        pass
-
-    def pause_reading(self) -> None:
-        self._is_paused = True
-
-    def resume_reading(self) -> None:
-        self._is_paused = False
-        self._loop.call_soon(self._deliver)
-
-
-class Gateway:
-    """The server on what a disk holds."""
-
-    def __init__(self, loop: ModelLoop, disk: Disk) -> None:
-        self.loop, self.disk = loop, disk
-
-        registry, auth = Registry(disk, POLICY), AuthSettings(audience=AUDIENCE, max_lifetime_s=LIFETIME_S)
-        self.server = MqttServer(
-            ServerSettings(listen=()),
-            authenticator=GatewayAuthenticator(registry, POLICY, disk, auth, issuers=[ISSUER], clock=self._unix_s),
-            ingest=Pipeline(disk.bus, registry, audience=AUDIENCE, open_keys=[], processes=1),
-            state=disk,
-            stored_through=disk.bus.stored_through,
-            clock=self._unix_s,
-        )
-        loop.run_until_complete(self.server.start())
-        self.hub = self.server._hub
-
-    def _unix_s(self) -> float:
-        return UNIX_S + self.loop.time()
-
-    def kill(self) -> None:
-        """End at once: nothing that runs comes to its end, and nothing more is written."""
-        self.disk.is_dead = True
-        for connection in tuple(self.hub.sockets):
-            connection._transport.lose()
-        self.hub.wheel.stop()
-        self._cancel()
-        self.loop.settle()
-        while self._cancel():  # connections that are lost begin some
-            self.loop.settle()
-
-    def _cancel(self) -> bool:
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        return bool(tasks)
 
 
 class Sent:

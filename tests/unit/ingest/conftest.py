@@ -4,6 +4,7 @@ import asyncio
 
 import ingest_parts as parts
 import pytest
+from gates import BusGate
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ async def pipeline(bus):
 def runner():
     """One event loop with one pool of two processes for all examples of a module."""
     with asyncio.Runner() as runner:
-        bus = parts.FailingBus(None)
+        bus = BusGate()
         pipeline = parts.pipeline_on(bus, processes=2)
         runner.run(pipeline.start())
         yield runner, pipeline, bus

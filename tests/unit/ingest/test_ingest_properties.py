@@ -165,7 +165,7 @@ def test_lanes_keep_order_whatever_fails(runner, publishes, failures):
     loop, pipeline, bus = runner
     storage = loop.run(parts.memory())
     bus.inner = storage.bus
-    bus.schedule = [{"unavailable": parts.unavailable(), "full": parts.full()}.get(each) for each in failures]
+    bus.failures = [{"unavailable": parts.unavailable(), "full": parts.full()}.get(each) for each in failures]
     with capture_logs():
         receipts = loop.run(play(pipeline, publishes))
     in_bus = [event.data["n"] for event in loop.run(parts.stored(storage.bus))]

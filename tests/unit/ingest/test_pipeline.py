@@ -7,6 +7,7 @@ import threading
 
 import ingest_parts as parts
 import pytest
+from gates import BusGate
 from structlog.testing import capture_logs
 
 from edge_protocol.envelope import Place
@@ -157,7 +158,8 @@ async def test_rotated_envelope_keys_take_effect(pipeline):
 )
 async def test_a_failed_append_acknowledges_nothing_and_stops_its_lanes(bus, failure, receipt):
     """When the bus fails, its lanes are told so now and from then on; the next connection is served."""
-    failing = parts.FailingBus(bus, [failure])
+    failing = BusGate(bus)
+    failing.failures = [failure]
     pipeline = parts.pipeline_on(failing)
     await pipeline.start()
     lane = Lane()
@@ -173,14 +175,8 @@ async def test_a_failed_append_acknowledges_nothing_and_stops_its_lanes(bus, fai
 
 async def test_what_waits_is_one_append(bus):
     """All that is opened while a commit runs goes into the next one: group commit."""
-    gate = asyncio.Event()
-
-    class SlowBus(parts.FailingBus):
-        async def append(self, batches):
-            await gate.wait()
-            return await super().append(batches)
-
-    slow = SlowBus(bus)
+    slow = BusGate(bus)
+    slow.is_open.clear()
     pipeline = parts.pipeline_on(slow)
     await pipeline.start()
     ledger = parts.Ledger()
@@ -191,7 +187,7 @@ async def test_what_waits_is_one_append(bus):
         pipeline.submit(parts.arrival(parts.event()), ledger.settle(number))
     assert not ledger.receipts, "nothing is acknowledged before the commit"
     pipeline.flush()
-    gate.set()
+    slow.is_open.set()
     await pipeline.drain()
     assert slow.appends == [1, 3 * CHUNK_PUBLISHES]
     assert set(ledger.receipts.values()) == {STORED}

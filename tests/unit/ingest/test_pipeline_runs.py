@@ -4,6 +4,7 @@ import asyncio
 
 import ingest_parts as parts
 import pytest
+from gates import BusGate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -24,18 +25,6 @@ def bare(payload=b"1", **more):
     return parts.arrival(payload, **{"event_type": "temperature"} | more)
 
 
-class GatedBus(parts.FailingBus):
-    """Appends when the test opens the gate."""
-
-    def __init__(self, inner):
-        super().__init__(inner)
-        self.gate = asyncio.Event()
-
-    async def append(self, batches):
-        await self.gate.wait()
-        return await super().append(batches)
-
-
 async def drained(pipeline):
     async with asyncio.timeout(30):
         await pipeline.drain()
@@ -43,13 +32,14 @@ async def drained(pipeline):
 
 async def test_a_run_is_one_batch_settled_once_when_it_is_stored(bus):
     """A run of three becomes one row of three events with ids of their own, acknowledged after the commit."""
-    gated, ledger = GatedBus(bus), parts.Ledger()
+    gated, ledger = BusGate(bus), parts.Ledger()
+    gated.is_open.clear()
     pipeline = parts.pipeline_on(gated)
     await pipeline.start()
     assert pipeline.submit_run(bare(), readings(1, 2, 3), ledger.settle(0))
     await asyncio.sleep(0.01)
     assert ledger.receipts == {}, "nothing is acknowledged before the commit"
-    gated.gate.set()
+    gated.is_open.set()
     await drained(pipeline)
     assert ledger.receipts == {0: STORED}
     assert gated.appends == [1]
@@ -143,7 +133,8 @@ async def test_a_type_that_is_not_allowed_is_refused_alone(pipeline, bus):
 @pytest.mark.parametrize("failure", [parts.unavailable(), parts.full(), RuntimeError("bug")])
 async def test_a_failed_append_stops_the_lane_of_a_run(bus, failure):
     """When the bus fails, a run is told so, counted for each publish, and its lane takes no run any more."""
-    failing, lane = parts.FailingBus(bus, [failure]), Lane()
+    failing, lane = BusGate(bus), Lane()
+    failing.failures = [failure]
     pipeline = parts.pipeline_on(failing)
     await pipeline.start()
     ledger = parts.Ledger()
@@ -194,14 +185,15 @@ async def test_a_run_waits_for_the_envelopes_in_front_of_it(pipeline, bus):
 @pytest.mark.parametrize("ending", ["drain", "aclose"])
 async def test_whoever_waits_for_the_end_waits_for_runs(bus, ending):
     """`drain` and `aclose` return after a run is settled, not before."""
-    gated, ledger = GatedBus(bus), parts.Ledger()
+    gated, ledger = BusGate(bus), parts.Ledger()
+    gated.is_open.clear()
     pipeline = parts.pipeline_on(gated)
     await pipeline.start()
     assert pipeline.submit_run(bare(), readings(1, 2), ledger.settle(0))
     waiting = asyncio.create_task(getattr(pipeline, ending)())
     await asyncio.sleep(0.01)
     assert not waiting.done()
-    gated.gate.set()
+    gated.is_open.set()
     async with asyncio.timeout(30):
         await waiting
     assert ledger.receipts == {0: STORED}
@@ -276,7 +268,7 @@ def test_lanes_keep_order_with_runs_in_them(runner, publishes, failures):
     loop, pipeline, bus = runner
     storage = loop.run(parts.memory())
     bus.inner = storage.bus
-    bus.schedule = [{"unavailable": parts.unavailable(), "full": parts.full()}.get(each) for each in failures]
+    bus.failures = [{"unavailable": parts.unavailable(), "full": parts.full()}.get(each) for each in failures]
     with capture_logs():
         told = loop.run(play(pipeline, publishes))
     events = loop.run(parts.stored(storage.bus))

@@ -74,35 +74,36 @@ class BusGate:
         failures: Of the next appends, in their order; None for one that shall not fail.
         is_stored_first: An append that fails has stored all the same.
         is_open: While it is cleared calls wait.
-        appends: Appends that were asked for.
+        appends: How many batches each append was asked for.
     """
 
-    def __init__(self, inner: EventBus) -> None:
-        self._inner = inner
+    def __init__(self, inner: EventBus | None = None) -> None:
+        self.inner = inner
         self.failure: Exception | None = None
         self.failures: list[Exception | None] = []
         self.is_stored_first = False
         self.is_open = asyncio.Event()
         self.is_open.set()
-        self.appends = 0
+        self.appends: list[int] = []
 
     async def append(self, batches: Sequence[Batch]) -> list[Outcome]:
-        self.appends += 1
+        self.appends.append(len(batches))
+        await asyncio.sleep(0)  # as above
         await self.is_open.wait()
         failure = self.failures.pop(0) if self.failures else self.failure
         if failure and not self.is_stored_first:
             raise failure
-        outcomes = await self._inner.append(batches)
+        outcomes = await self.inner.append(batches)
         if failure:
             raise failure
         return outcomes
 
     async def stored_through(self, source: str, streams: Sequence[str]) -> Mapping[str, int]:
         await self.is_open.wait()
-        return await self._inner.stored_through(source, streams)
+        return await self.inner.stored_through(source, streams)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        return getattr(self.inner, name)
 
 
 class IngestGate:
