@@ -1,6 +1,7 @@
 """Plain QoS 1 publishes, 256 bytes, 4 connections with 64 in flight, against brokers.
 
-Then 128 connections with one in flight, where no publish can share its way with another (docs/adr/0008-runs.md).
+Then CloudEvents, whose ids are compared with all that is stored; then 128 connections with one in flight, where no
+publish can share its way with another (docs/adr/0008-runs.md).
 
 The gateway stores before PUBACK, policy and sessions on, without TLS. Its peers: Mosquitto in memory, NATS JetStream that
 syncs every append, amqtt; and what the load generator reaches against a server that acknowledges blindly.
@@ -27,6 +28,7 @@ from gateway.mqtt.codec import Publish, Version, encode
 
 CONNECTIONS, WINDOW, SIZE, TOPIC = 4, 64, 256, "bench/plain"
 MANY = 128
+A_SECOND = 60_000  # CloudEvents prepared for each second of measuring
 BLIND = Path(__file__).parent / "common" / "blind.py"
 
 
@@ -53,6 +55,7 @@ def measure(options: Options) -> Sequence[Figure]:
         contenders: dict[str, Callable[[], float]] = {
             "gateway": gateway,
             **{name: partial(_broker, options, target) for name, target in brokers.items()},
+            "gateway, CloudEvents": lambda: run(deployment.plain, devices[:CONNECTIONS], _events(options)).rate,
             "gateway, singles": lambda: run(deployment.plain, devices, _load(options, window=1)).rate,
             "Mosquitto, singles": lambda: (
                 run(brokers["Mosquitto in memory"], strangers(MANY), _load(options, TOPIC, window=1)).rate
@@ -68,6 +71,7 @@ def measure(options: Options) -> Sequence[Figure]:
         compare(name, unit, found, "gateway", "NATS, every append synced", at_least=8, aim=20),
         compare(name, unit, found, "gateway", "amqtt"),
         Figure(name="gateway CPU a publish, all threads", unit="us", value=statistics.median(cpu), rounds=cpu),
+        compare("plain QoS 1 ingest, a CloudEvent each", unit, found, "gateway, CloudEvents", "Mosquitto in memory"),
         compare(f"plain QoS 1 ingest, {MANY} connections x 1", unit, found, "gateway, singles", "Mosquitto, singles"),
         compare("load generator against a blind server", unit, found, "generator's ceiling", "gateway"),
     ]
@@ -75,6 +79,10 @@ def measure(options: Options) -> Sequence[Figure]:
 
 def _load(options: Options, topic: str = "", window: int = WINDOW) -> Load:
     return Load(seconds=options.seconds, window=window, size=SIZE, version=Version.V311, topic=topic)
+
+
+def _events(options: Options) -> Load:
+    return Load(count=int(A_SECOND * options.seconds), window=WINDOW, size=SIZE, version=Version.V311, structured=True)
 
 
 def _broker(options: Options, target: Target) -> float:

@@ -13,7 +13,7 @@ from gateway.mqtt.codec import Version
 
 EVENT_TYPE: Final = "bench"
 PREPARED: Final = 20_000
-"""Envelopes prepared for a closed loop that is bounded by time only."""
+"""Publishes prepared for a closed loop that is bounded by time only, where each differs."""
 
 
 class BenchFailed(Exception):
@@ -83,6 +83,7 @@ class Load:
         qos: 0 or 1.
         size: Bytes of data of an event.
         events: Events an envelope; 0 for plain events on a typed topic.
+        structured: Plain events as CloudEvents with ids of their own, instead of bare data.
         suite: Of the envelopes.
         version: Of MQTT.
         processes: Processes that share the devices.
@@ -96,6 +97,7 @@ class Load:
     qos: int = 1
     size: int = 256
     events: int = 0
+    structured: bool = False
     suite: Suite = DEFAULT_SUITE
     version: Version = Version.V5
     processes: int = 1
@@ -103,10 +105,10 @@ class Load:
 
     @property
     def publishes(self) -> int | None:
-        """How many publishes there may be in all: what has to be prepared for envelopes; None if any number."""
+        """How many publishes there may be in all: what has to be prepared if each differs; None if any number."""
         bounds = [] if self.count is None else [self.count]
         if self.seconds is not None and self.rate is not None:
             bounds.append(int(self.seconds * self.rate))
-        if self.events and not bounds:
+        if (self.events or self.structured) and not bounds:
             bounds.append(PREPARED)
         return min(bounds, default=None)

@@ -81,12 +81,14 @@ def prepare(device: BenchDevice, load: Load, count: int | None, seal_key: SealKe
     Args:
         device: Who sends.
         load: What.
-        count: How many publishes; None for any number of plain ones.
+        count: How many publishes; None for any number of bare ones.
         seal_key: What to seal to; None for plain events.
         stream: Where its events continue.
     """
     if seal_key is not None and count is not None:
         topic, payloads = f"devices/{device.id}/events", envelopes(device, load, count, seal_key, stream)
+    elif load.structured and count is not None:
+        topic, payloads = f"devices/{device.id}/events", _cloud_events(load, device_source(device.id), count)
     else:
         topic = load.topic or f"devices/{device.id}/events/{EVENT_TYPE}"
         payloads = iter([_data(load.size)] * load.window)
@@ -116,10 +118,14 @@ def envelopes(device: BenchDevice, load: Load, count: int, seal_key: SealKey, st
 
 
 def _batch(load: Load, source: str) -> bytes:
+    return encode_batch(_cloud_events(load, source, load.events))
+
+
+def _cloud_events(load: Load, source: str, count: int) -> Iterator[bytes]:
     now_ms = int(time.time() * 1000)
-    ids = (uuid7(now_ms, secrets.token_bytes(10)) for _ in range(load.events))
-    events = (Event(id=id_, source=source, type=EVENT_TYPE, payload=_data(load.size)) for id_ in ids)
-    return encode_batch(map(encode_event, events))
+    for _ in range(count):
+        id_ = uuid7(now_ms, secrets.token_bytes(10))
+        yield encode_event(Event(id=id_, source=source, type=EVENT_TYPE, payload=_data(load.size)))
 
 
 def _data(size: int) -> bytes:

@@ -22,10 +22,10 @@ from gateway.ingest.plain import (
     Arrived,
     arrival_time,
     check_content_type,
-    read_run,
     read_typed,
     read_untyped,
 )
+from gateway.ingest.runs import read_bare_run, read_structured_run
 from gateway.ports.ingest import Arrival
 
 _ENVELOPE: Final = b"\xd0"  # tag 16
@@ -89,7 +89,7 @@ def open_publish(terms: Terms, job: Job) -> Opening:
 
 
 def open_run(terms: Terms, arrival: Arrival, payloads: Sequence[bytes], random: bytes) -> Summary | None:
-    """Open bare payloads of one typed topic as one batch; None if each must be opened for itself.
+    """Open plain payloads of one topic as one batch; None if each must be opened for itself.
 
     Args:
         terms: What publishes are opened by.
@@ -97,19 +97,20 @@ def open_run(terms: Terms, arrival: Arrival, payloads: Sequence[bytes], random: 
         payloads: Of all.
         random: 10 random bytes.
     """
-    if arrival.event_type is None:
-        return None
+    source, content_type = device_source(arrival.device), arrival.content_type
     try:
-        return read_run(
+        if arrival.event_type is None:
+            return read_structured_run(payloads, content_type=content_type, source=source, limits=terms.limits)
+        return read_bare_run(
             payloads,
             event_type=arrival.event_type,
-            content_type=arrival.content_type,
-            source=device_source(arrival.device),
+            content_type=content_type,
+            source=source,
             limits=terms.limits,
             arrived=Arrived(uuid7(arrival.received_ms, random), arrival_time(arrival.received_ms)),
         )
-    except Rejected:
-        return None  # which `open_publish` will say of each
+    except Exception:  # noqa: BLE001  # as in `open_publish`, which will say it of each
+        return None
 
 
 def _sealed(terms: Terms, job: Job) -> Summary:

@@ -106,13 +106,13 @@ class Pipeline:
             asyncio.get_running_loop().call_soon(self.flush)
 
     def submit_run(self, arrival: Arrival, payloads: Sequence[bytes], settle: Settle) -> bool:
-        """Take bare payloads over as one (see `Ingest.submit_run`): opened here, stored in one row."""
+        """Take plain payloads over as one (see `Ingest.submit_run`): opened here, stored in one row."""
         pool = self._started()
         is_small = all(len(payload) <= MAX_INLINE_BYTES for payload in payloads)
         if not is_small or arrival.lane.broken or receipts.before_opening(arrival):
             return False
         opening = open_run(self._terms, arrival, payloads, self._random_bytes(_RANDOM_BYTES))
-        if opening is None:
+        if opening is None or not all(arrival.permissions.may_emit(arrival.device, each) for each in opening.types):
             return False
         if self._gathering.slots:
             self._hand_over(pool)
@@ -158,10 +158,9 @@ class Pipeline:
     def _hand_over(self, pool: OpenerPool) -> None:
         chunk, self._gathering = self._gathering, Chunk()
         self._queue.append(chunk)
-        random = self._random_bytes(_RANDOM_BYTES * len(chunk.slots))
         pooled, jobs = [], []
-        for n, slot in enumerate(chunk.slots):
-            job = self._job(slot.arrival, random[n * _RANDOM_BYTES : (n + 1) * _RANDOM_BYTES])
+        for slot in chunk.slots:
+            job = self._job(slot.arrival)
             if slot.needs_pool:
                 pooled.append(slot)
                 jobs.append(job)
@@ -185,13 +184,13 @@ class Pipeline:
         if self._queue[0] is chunk:
             self._opened_some.set()
 
-    def _job(self, arrival: Arrival, random: bytes) -> Job:
+    def _job(self, arrival: Arrival) -> Job:
         is_sealed = is_envelope(arrival.payload, arrival.event_type)
         return Job(
             arrival.payload,
             arrival.device,
             arrival.received_ms,
-            "" if arrival.event_type is None else uuid7(arrival.received_ms, random),
+            "" if arrival.event_type is None else uuid7(arrival.received_ms, self._random_bytes(_RANDOM_BYTES)),
             arrival.event_type,
             arrival.content_type,
             arrival.attributes,

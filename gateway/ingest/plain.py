@@ -21,24 +21,15 @@ from edge_protocol.events import check_size, decode_batch, decode_event
 from edge_protocol.payload import Limits, check_depth
 from edge_protocol.times import rfc3339
 from gateway.ingest.openings import Summary, summary
-from gateway.rules.framed import MAX_EVENTS, MAX_FRAME_BYTES, Frame, digits, pack
 
 OCTET_STREAM: Final = "application/octet-stream"
 ENVELOPE_TYPES: Final = ("application/cose", "application/lockgate-events")
-_CLOUDEVENTS: Final = "application/cloudevents"
+CLOUDEVENTS: Final = "application/cloudevents"
 _SOME_ID: Final = "00000000-0000-7000-8000-000000000000"
 _SOME_TIME: Final = "2026-01-01T00:00:00.000Z"
-_JSON_STARTS: Final = frozenset(bytes([byte]) for byte in b'{["-0123456789tfn \t\r\n')
 _CORE: Final = frozenset(
     ("specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "data", "data_base64")
 )
-
-
-_Scalar = str | int | float | bool | None
-_Flat = dict[str, _Scalar] | list[_Scalar] | _Scalar
-_Nested = dict[str, _Flat] | list[_Flat] | _Scalar
-_shallow: Final = msgspec.json.Decoder(dict[str, _Nested] | list[_Nested] | _Scalar)
-_SHALLOW_DEPTH: Final = 4  # of an event with such data; decoding to a type costs no more than decoding to any
 
 
 class Arrived(NamedTuple):
@@ -117,7 +108,7 @@ def read_typed(
     _check_size(payload, limits)
     if payload[:2] == FIRST_BYTES:
         raise EventRejected("envelope-on-typed-topic", "expected event data; envelopes go to devices/ID/events")
-    if content_type is not None and media_type(content_type).startswith(_CLOUDEVENTS):
+    if content_type is not None and media_type(content_type).startswith(CLOUDEVENTS):
         check_content_type(content_type, (EVENT_TYPE,))
         event = decode_event(payload, limits=limits, source=source)
         _check_type(event.type, event_type)
@@ -133,70 +124,6 @@ def read_typed(
     return _single(text, decode_event(text, limits=limits, source=source), has_ids="id" in named)
 
 
-def read_run(
-    payloads: Sequence[bytes],
-    *,
-    event_type: str,
-    content_type: str | None,
-    source: str,
-    limits: Limits,
-    arrived: Arrived,
-) -> Summary | None:
-    """Read bare payloads that came one behind the other on one typed topic, as `read_typed` would read each.
-
-    Args:
-        payloads: As received, at most 256.
-        event_type: What the topic says.
-        content_type: Of all.
-        source: Of their events.
-        limits: Of an event.
-        arrived: Of all; the last 8 bits of the id count the events (RFC 9562, section 6.2, method 1).
-
-    Returns:
-        Their events as one batch; None if one would be refused or is no bare payload, or if they need a closer look.
-
-    Raises:
-        EventRejected: They would all be refused.
-    """
-    if len(payloads) > MAX_EVENTS or (content_type and media_type(content_type).startswith(_CLOUDEVENTS)):
-        return None
-    guessed_type = JSON_TYPE if payloads[0][:1] in _JSON_STARTS else OCTET_STREAM
-    named_type = guessed_type if content_type is None else content_type
-    before, between, after, is_json = _frame(source, event_type, named_type)
-    if not (_are_json(payloads, limits) if is_json else _are_octets(payloads, is_named=content_type is not None)):
-        return None
-    data: Sequence[bytes] = payloads if is_json else [base64.b64encode(payload) for payload in payloads]
-    frame = Frame(
-        start=before + arrived.id[:-2].encode(),
-        middle=b"".join((between, arrived.time.encode(), after, b',"data":' if is_json else b',"data_base64":"')),
-        stop=b"}" if is_json else b'"}',
-    )
-    largest = frame.size_bytes + 2 + max(map(len, data))
-    is_large = largest > limits.event_bytes or max(map(len, payloads)) > limits.envelope_bytes
-    if is_large or frame.size_bytes > MAX_FRAME_BYTES:
-        return None
-    last_id = arrived.id[:-2] + digits(len(payloads) - 1)
-    return Summary(pack(frame, data), "framed", None, (event_type,), len(payloads), last_id, ())
-
-
-def _are_json(payloads: Sequence[bytes], limits: Limits) -> bool:
-    """Whether all are JSON, and plainly not too deep: what nests deeper than most is looked at alone."""
-    if limits.json_depth < _SHALLOW_DEPTH:
-        return False
-    try:
-        for _ in map(_shallow.decode, payloads):
-            pass
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    return True
-
-
-def _are_octets(payloads: Sequence[bytes], *, is_named: bool) -> bool:
-    """Whether none is empty or an envelope, or, if nothing names their type, could be JSON."""
-    others = (b"", FIRST_BYTES[:1]) if is_named else (b"", FIRST_BYTES[:1], *_JSON_STARTS)
-    return not any(payload[:1] in others for payload in payloads)
-
-
 def _single(text: bytes, event: Event, *, has_ids: bool = True) -> Summary:
     return summary([event], b"[" + text + b"]", has_ids=has_ids)
 
@@ -205,7 +132,7 @@ def _bare(
     payload: bytes, *, event_type: str, content_type: str, source: str, limits: Limits, arrived: Arrived
 ) -> Summary:
     """Write the event of a bare payload around it; its data, read once already, is checked for size and depth alone."""
-    before, between, after, is_json = _frame(source, event_type, content_type)
+    before, between, after, is_json = frame_of(source, event_type, content_type)
     head = b"".join((before, arrived.id.encode(), between, arrived.time.encode(), after))
     if not payload:
         text = head + b"}"
@@ -219,7 +146,7 @@ def _bare(
 
 
 @lru_cache(maxsize=1024)
-def _frame(source: str, event_type: str, content_type: str) -> tuple[bytes, bytes, bytes, bool]:
+def frame_of(source: str, event_type: str, content_type: str) -> tuple[bytes, bytes, bytes, bool]:
     """What stands before the id of a bare payload's event, between id and time, after the time; and whether it is JSON.
 
     Checked like any event when it is made: a device sends few types, and each thousands of times.
@@ -281,13 +208,18 @@ def _content_type(payload: bytes, content_type: str | None, named: dict[str, str
     if content_type not in (None, found):
         raise EventRejected("content-type", "Content Type and datacontenttype differ")
     if found is None:
-        return JSON_TYPE if _is_json(payload) else OCTET_STREAM
-    if is_json_type(found) and payload and not _is_json(payload):
+        return JSON_TYPE if is_json_text(payload) else OCTET_STREAM
+    if is_json_type(found) and payload and not is_json_text(payload):
         raise EventRejected("content-type", f"{found[:80]!r}: the payload is not JSON")
     return found
 
 
-def _is_json(payload: bytes) -> bool:
+def is_json_text(payload: bytes) -> bool:
+    """Tell whether a payload is JSON.
+
+    Raises:
+        EventRejected: `json-too-deep`: nobody can tell.
+    """
     try:
         msgspec.json.decode(payload.decode())
     except RecursionError as exc:

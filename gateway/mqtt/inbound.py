@@ -95,7 +95,7 @@ class Inbound:
         """
         topic = self._topic(packet)
         place = place_or_refusal(topic)
-        run = self._read_on(packet) if isinstance(place, Place) and place.event_type else None
+        run = self._read_on(packet) if isinstance(place, Place) and _may_begin_run(packet, place) else None
         if run is None or not self._take_run(run, topic, cast("Place", place)):
             for each in run.packets() if run else (packet,):
                 self._take_one(each, topic, place)
@@ -276,6 +276,11 @@ class Inbound:
 
     def _come_back(self) -> tuple[tuple[str, str], ...]:
         return (("retry-after", str(retry_after_s(self._connection.client_id))),)
+
+
+def _may_begin_run(packet: Publish, place: Place) -> bool:
+    """Whether it is a plain event: bare data, or a CloudEvent as JSON."""
+    return place.kind is Kind.EVENTS and (place.event_type is not None or packet.payload[:1] == b"{")
 
 
 def _advice(receipt: Receipt) -> tuple[tuple[str, str], ...]:

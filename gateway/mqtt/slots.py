@@ -32,13 +32,14 @@ class Slots:
     __slots__ = ("_fifo",)
 
     def __init__(self) -> None:
-        self._fifo: deque[Slot] = deque()
+        self._fifo: deque[Slot] | tuple[()] = ()  # most are empty, and a deque takes 760 bytes
 
     def __len__(self) -> int:
         return len(self._fifo)
 
     def add(self, slot: Slot) -> Slot:
         """Put a slot behind all others."""
+        self._fifo = self._fifo or deque()
         self._fifo.append(slot)
         return slot
 
@@ -51,13 +52,15 @@ class Slots:
         if slot.receipt is not None:
             raise RuntimeError(f"publish {slot.packet_id} was settled twice")
         slot.receipt = receipt
-        return bool(self._fifo) and self._fifo[0] is slot
+        return next(iter(self._fifo), None) is slot
 
     def pop(self) -> tuple[Slot, Receipt] | None:
         """Take the head off, if it is finished, with its receipt."""
         if not self._fifo or (receipt := self._fifo[0].receipt) is None:
             return None
-        return self._fifo.popleft(), receipt
+        slot = self._fifo.popleft()
+        self._fifo = self._fifo or ()
+        return slot, receipt
 
 
 class Account(Protocol):

@@ -102,7 +102,7 @@ class Ingest(Protocol):
     def submit_run(self, arrival: Arrival, payloads: Sequence[bytes], settle: Callable[[Receipt], None]) -> bool:
         """Take several publishes over as one: stored together, settled once.
 
-        For bare payloads on a typed topic, which is what a device publishes that knows no CloudEvents.
+        For plain payloads: bare data on a typed topic, or CloudEvents, each of which is a payload.
 
         Args:
             arrival: Of the first; the others differ in payload only.

@@ -132,7 +132,7 @@ class Outbound(Generic[T]):
         """Begin empty; what waits counts in `all_`, too."""
         self.maximum = DEFAULT_RECEIVE_MAXIMUM
         self._all = all_ or Queues()
-        self._queue: deque[Delivery[T]] = deque()
+        self._queue: deque[Delivery[T]] | tuple[()] = ()  # most are empty, and a deque takes 760 bytes
         self._queue_bytes = 0
         self._flows: dict[int, Delivery[T]] = {}
         self._flows_bytes = 0
@@ -181,10 +181,12 @@ class Outbound(Generic[T]):
 
     def drop(self, delivery: Delivery[T]) -> Delivery[T]:
         """Give up a delivery that waits."""
+        assert self._queue, "it waits"
         if self._queue[0] is delivery:
             self._queue.popleft()
         else:
             self._queue.remove(delivery)
+        self._queue = self._queue or ()
         self._queue_bytes -= delivery.size_bytes
         self._all.size_bytes -= delivery.size_bytes + OVERHEAD_BYTES
         self._unkept -= not delivery.qos
@@ -201,7 +203,7 @@ class Outbound(Generic[T]):
         """Give everything up, and back: nothing of it waits any more."""
         deliveries = list(self)
         self._all.size_bytes -= self._queue_bytes + OVERHEAD_BYTES * len(self._queue)
-        self._queue.clear()
+        self._queue = ()
         self._flows.clear()
         self._queue_bytes = self._flows_bytes = self._counted = self._unkept = 0
         self._all = Queues()  # whatever a session that has ended is offered is nobody's burden
@@ -259,7 +261,7 @@ class Outbound(Generic[T]):
         self._flows_bytes = sum(each.size_bytes for each in self._flows.values())
         self._counted = self._unkept = 0
         before_bytes = self._queue_bytes + OVERHEAD_BYTES * len(self._queue)
-        self._queue = deque([*again, *kept])
+        self._queue = deque([*again, *kept]) or ()
         self._queue_bytes = sum(each.size_bytes for each in self._queue)
         self._all.size_bytes += self._queue_bytes + OVERHEAD_BYTES * len(self._queue) - before_bytes
         return lost
@@ -269,6 +271,7 @@ class Outbound(Generic[T]):
         return [each for each in self._flows.values() if each.stage is Stage.RELEASED]
 
     def _append(self, delivery: Delivery[T]) -> None:
+        self._queue = self._queue or deque()
         self._queue.append(delivery)
         self._queue_bytes += delivery.size_bytes
         self._all.size_bytes += delivery.size_bytes + OVERHEAD_BYTES

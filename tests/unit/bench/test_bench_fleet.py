@@ -91,6 +91,7 @@ def test_what_is_on_this_machine_is_known_by_its_address(host, is_loopback):
     [
         (Load(seconds=10), None),
         (Load(seconds=10, events=1), 20_000),
+        (Load(seconds=10, structured=True), 20_000),
         (Load(count=7, events=1), 7),
         (Load(seconds=2, rate=50), 100),
         (Load(seconds=2, rate=50, count=99), 99),
@@ -98,5 +99,5 @@ def test_what_is_on_this_machine_is_known_by_its_address(host, is_loopback):
     ],
 )
 def test_how_much_has_to_be_prepared_follows_from_the_bounds(load, publishes):
-    """The tightest bound counts; envelopes always have one, since they are sealed beforehand."""
+    """The tightest bound counts; what differs each time always has one, since it is written beforehand."""
     assert load.publishes == publishes

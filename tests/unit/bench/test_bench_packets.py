@@ -6,6 +6,7 @@ import pytest
 
 from edge_protocol.envelope import AgeLimits, open_envelope
 from edge_protocol.envelope_keys import Suite, new_open_key
+from edge_protocol.events import decode_event
 from edge_protocol.keys import new_signing_key
 from edge_protocol.payload import Limits
 from gateway.bench.fleet import BenchDevice
@@ -54,6 +55,16 @@ def test_plain_events_have_the_size_asked_for_and_no_identifier_at_qos_0():
     assert len(publish.payload) == 100
     (publish,) = publishes(prepare(DEVICE, Load(topic="x/y"), 1, None, Stream("s", 0)).take(1))
     assert publish.topic == "x/y"
+
+
+def test_cloud_events_have_ids_of_their_own():
+    """Each publish is a CloudEvent of the device on its untyped topic, with data of the size asked for."""
+    load = Load(structured=True, window=2, size=50)
+    sent = publishes(prepare(DEVICE, load, 2, None, Stream("s", 0)).take(2))
+    assert [publish.topic for publish in sent] == ["devices/bench-1/events"] * 2
+    events = [decode_event(each.payload, limits=Limits(), source="/devices/bench-1") for each in sent]
+    assert len({event.id for event in events}) == 2
+    assert [len(event.payload) for event in events] == [50, 50]
 
 
 @pytest.mark.parametrize("suite", list(Suite))

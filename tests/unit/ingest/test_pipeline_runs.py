@@ -102,7 +102,7 @@ async def test_a_large_payload_is_not_taken_in_a_run(pipeline, bus, excess, at):
     ],
 )
 async def test_what_must_be_looked_at_alone_is_not_taken(pipeline, bus, arrival):
-    """Another device's topic, a role that seals, an untyped topic, CloudEvents: not taken, and nothing has happened."""
+    """Another device's topic, a role that seals, no CloudEvents where they belong, or some elsewhere: nothing happens."""
     ledger = parts.Ledger()
     assert not pipeline.submit_run(arrival, readings(1, 2), ledger.settle(0))
     await drained(pipeline)
@@ -119,19 +119,25 @@ async def test_a_service_may_carry_a_run_for_a_device(pipeline, bus):
     assert ledger.receipts == {0: STORED}
 
 
-async def test_a_type_that_is_not_allowed_refuses_the_run(pipeline, bus):
-    """A type that no role may emit is refused once for all of a run, counted for each, and stops nothing."""
+async def test_a_type_that_is_not_allowed_is_refused_alone(pipeline, bus):
+    """A run is taken where its role may emit all of its types; if not, nothing has happened."""
     ledger, lane = parts.Ledger(), Lane()
-    with capture_logs():
-        taken = [
-            pipeline.submit_run(bare(role="narrow", lane=lane, event_type=kind), readings(1, 2, 3), ledger.settle(n))
-            for n, kind in enumerate(("order.placed", "cart.updated"))
-        ]
-        await drained(pipeline)
-    assert taken == [True, True]
-    assert (ledger.receipts[0].code, ledger.receipts[1]) == (0x87, STORED)
-    assert pipeline.stats.refused == {"not-authorized": 3}
-    assert {event.type for event in await parts.stored(bus)} == {"cart.updated"}
+
+    def events(*types):
+        return [parts.event(n, type_=type_) for n, type_ in enumerate(types)]
+
+    runs = [
+        (bare(role="narrow", lane=lane, event_type="order.placed"), readings(1, 2)),
+        (bare(role="narrow", lane=lane, event_type="cart.updated"), readings(1, 2)),
+        (parts.arrival(events("x")[0], role="narrow", lane=lane), events("cart.a", "order.placed", "cart.b")),
+        (parts.arrival(events("x")[0], role="narrow", lane=lane), events("cart.a", "cart.b")),
+    ]
+    taken = [pipeline.submit_run(*run, ledger.settle(n)) for n, run in enumerate(runs)]
+    await drained(pipeline)
+    assert taken == [False, True, False, True]
+    assert ledger.receipts == {1: STORED, 3: STORED}
+    assert pipeline.stats.refused == {}
+    assert [event.type for event in await parts.stored(bus)] == ["cart.updated", "cart.updated", "cart.a", "cart.b"]
 
 
 @pytest.mark.parametrize("failure", [parts.unavailable(), parts.full(), RuntimeError("bug")])

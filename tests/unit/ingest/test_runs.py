@@ -14,7 +14,8 @@ from edge_protocol.errors import EventRejected
 from edge_protocol.events import decode_stored
 from edge_protocol.payload import Limits
 from gateway.ingest.opener import Terms, open_run
-from gateway.ingest.plain import Arrived, read_run, read_typed
+from gateway.ingest.plain import Arrived, read_typed, read_untyped
+from gateway.ingest.runs import read_bare_run, read_structured_run
 from gateway.rules.framed import MAX_EVENTS, unframed
 
 SOURCE = "/devices/dev1"
@@ -36,7 +37,7 @@ CONTENT_TYPES = [
 
 
 def run_of(payloads, *, content_type=None, limits=None, event_type="a.b", arrived=ARRIVED):
-    return read_run(
+    return read_bare_run(
         payloads,
         event_type=event_type,
         content_type=content_type,
@@ -145,6 +146,10 @@ def test_a_run_is_what_opening_each_gives_or_nothing(payloads, content_type, lim
         ([b"open", b"2"], "application/json", False),
         ([b"1", b""], "application/json", False),
         ([b"open", b""], None, False),
+        ([b"{open", b"tshut", b"1-2"], None, True),
+        ([b"open", b"{shut", b"\xd0\x82", b"\xd0"], None, True),
+        ([b"open", nested(5000)], None, False),
+        ([nested(5000), b"open"], None, False),
         ([b"open", b"\xd0\x83"], None, False),
         ([b"open", b"\xd0\x83"], "text/plain", False),
         ([b"{}", b"{}"], "application/cloudevents+json", False),
@@ -233,10 +238,73 @@ def test_ids_are_valid_fresh_and_ordered(random):
         assert id_[19] in "89ab"
 
 
-def test_what_is_no_typed_topic_is_no_run():
-    """On `devices/{id}/events` each payload is an envelope or an event of its own."""
+EVENTS = st.one_of(
+    st.builds(parts.event, st.integers(0, 99), id_=st.sampled_from("abc"), type_=st.sampled_from(["a", "b.c"])),
+    st.builds(
+        lambda one, blanks: one + blanks, st.just(parts.event(1)), st.text(" \t\r\n", max_size=2).map(str.encode)
+    ),
+    st.builds(lambda n: parts.event(data=json.loads(nested(n))), st.integers(1, 6)),
+)
+NO_EVENTS = st.sampled_from(
+    [
+        b"",
+        b"{}",
+        b" " + parts.event(1),
+        parts.event(1)[:-1],
+        parts.event(1)[:-1] + b',"id":"twice"}',
+        parts.event(1) + b"," + parts.event(2),
+        parts.event(1) + b',{"x":"',
+        b'{"}' + parts.event(1),
+        parts.event(1, type_="a" * 256),
+        parts.event(1, stream="s"),
+        b"[" + parts.event(1) + b"]",
+        parts.sealed(),
+        b'{"specversion":"1.0","id":"\xff","type":"t"}',
+    ]
+)
+
+
+@given(
+    payloads=st.lists(EVENTS, min_size=1, max_size=5) | st.lists(EVENTS | NO_EVENTS, min_size=1, max_size=5),
+    content_type=st.sampled_from([None, None, *CONTENT_TYPES]),
+    limits=LIMITS | st.builds(Limits, envelope_bytes=st.integers(60, 120)),
+)
+@settings(max_examples=1500, deadline=None)
+def test_a_run_of_cloud_events_is_what_opening_each_gives_or_nothing(payloads, content_type, limits):
+    """Either a run is not taken, or it holds byte for byte the text of each event; none that alone is refused."""
+    said = {"content_type": content_type, "source": SOURCE, "limits": limits}
+    try:
+        found = read_structured_run(payloads, **said)
+    except EventRejected:
+        found = None
+    event("taken" if found else "not taken")
+    if found is None:
+        return
+    each = [read_untyped(payload, **said) for payload in payloads]
+    assert batch_of(found) == b"[" + b",".join(summary.body[1:-1] for summary in each) + b"]"
+    assert found.types == tuple(sorted({type_ for summary in each for type_ in summary.types}))
+    assert found.ids == tuple(id_ for summary in each for id_ in summary.ids)
+    assert (found.events, found.place, found.last_id) == (len(payloads), None, each[-1].last_id)
+    read = decode_stored(batch_of(found), "", source=SOURCE, stream="", first=0)
+    assert tuple(one.id for one in read) == found.ids
+
+
+def test_which_runs_of_cloud_events_are_taken():
+    """Single CloudEvents are, whatever their types and ids; batches, envelopes and what is no event are not."""
+    said = {"content_type": None, "source": SOURCE, "limits": Limits()}
+    good = [parts.event(n, type_=f"t{n}") for n in range(3)]
+    assert read_structured_run(good, **said).types == ("t0", "t1", "t2")
+    assert read_structured_run([*good, parts.sealed()], **said) is None
+    assert read_structured_run([*good, b"[" + good[0] + b"]"], **said) is None
+    with pytest.raises(EventRejected):
+        read_structured_run([*good, b"{}"], **said)
+
+
+def test_what_cannot_be_read_is_no_run():
+    """Each payload is then opened for itself, which says what is wrong with it."""
     terms = Terms(parts.AUDIENCE, (), Limits(), AgeLimits())
-    assert open_run(terms, parts.arrival(parts.event()), [parts.event()] * 2, bytes(10)) is None
+    for bad in (b"{}", b"1", b'{"data":' + nested(100_000) + b"}"):
+        assert open_run(terms, parts.arrival(parts.event()), [parts.event(), bad], bytes(10)) is None
 
 
 def test_a_type_that_no_event_may_have_is_said_of_each():
