@@ -65,14 +65,7 @@ class Sessions:
         self, grant: Grant, client_id: str, *, clean_start: bool, expiry_s: int, will: Will | None
     ) -> tuple[Session, bool]:
         """Give a client its session, which has no connection now; tell whether it was there [MQTT-3.2.2-3]."""
-        session = self.get(grant.principal, client_id)
-        if session is not None and session.epoch != grant.epoch:
-            session.will = None  # of a device that is no more
-            self.end(session)
-            session = None
-        if session is not None and clean_start:
-            self.end(session)  # [MQTT-3.1.2-4]
-            session = None
+        session = self._found(grant, client_id, clean_start=clean_start)
         is_present = session is not None
         if session is None:
             session = Session(self._hub, grant.principal, client_id)
@@ -83,6 +76,20 @@ class Sessions:
         session.live_for(expiry_s)
         session.keep_head()
         return session, is_present
+
+    def _found(self, grant: Grant, client_id: str, *, clean_start: bool) -> Session | None:
+        """The session that a client comes back to; one that it may not come back to ends."""
+        session = self.get(grant.principal, client_id)
+        if session is None:
+            return None
+        if session.epoch != grant.epoch:
+            session.will = None  # of a device that is no more
+            self.end(session)
+        elif clean_start:
+            self.end(session)  # [MQTT-3.1.2-4]
+        elif absence := self._absences.get(session):
+            absence.check(self._hub.loop.time())  # the wheel may be a tick behind [MQTT-3.1.2-8], [MQTT-4.1.0-2]
+        return self.get(grant.principal, client_id)
 
     def left(self, session: Session, permissions: Permissions) -> None:
         """Its connection, which had these permissions, is gone: it ends, or waits for the next one."""

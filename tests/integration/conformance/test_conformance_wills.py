@@ -169,6 +169,22 @@ def test_will_delay_of_one_who_comes_back(gateway, name):
     back.disconnect()
 
 
+def test_will_delay_of_one_who_comes_back_late(gateway, name):
+    """A client that is back just when the delay has passed leaves its will, to a session that ends there too."""
+    watcher = gateway.client(f"{name}w")
+    watcher.subscribe(name)
+    for expiry_s, is_kept in ((60, True), (1, False)):
+        expiry = Properties(session_expiry_interval=expiry_s)
+        gateway.client(name, will=delayed(name, 1), properties=expiry).drop()
+        watcher.ping()  # the gateway has seen the end of the connection
+        time.sleep(1.02)  # the delay itself
+        back = gateway.client(name, clean_start=False, properties=expiry)
+        assert back.connack.session_present is is_kept
+        assert watcher.receive().payload == b"gone"
+        back.disconnect()
+    assert watcher.received() == []
+
+
 def test_will_delay_of_one_taken_over(gateway, name):
     """A takeover that resumes the session is a coming back too."""
     watcher = gateway.client(f"{name}w")
