@@ -155,6 +155,23 @@ async def test_form_of_an_event(store):
             await until_lag(bench, 0, name)
 
 
+async def test_form_for_whichever_version_comes_back(store):
+    """What was stored in a client's absence has the form of the version it comes back with, after a restart too."""
+    async with serving(store) as bench:
+        client = await bench.member("svc", version=Version.V311, clean_start=False)
+        await client.aclose()
+        await eventually(lambda: bench.run.server.stats.connections == 0)
+        await bench.append(batch("a", 1))
+    async with serving(store) as bench:
+        old = await bench.service("svc", version=Version.V311, clean_start=False)
+        assert b'"specversion"' in (await old.read()).payload
+        new = await bench.service("svc", clean_start=False)
+        message = await new.read()
+        assert (message.payload, event_id(message)) == (b'{"n":"a-1"}', "a-1")
+        new.send(Puback(packet_id=message.packet_id))
+        await until_lag(bench, 0)
+
+
 async def test_unacknowledged_events_come_again(store):
     """PUBACK is the acknowledgement: without it an event comes again, as a repetition in the same session."""
     async with serving(store) as bench:

@@ -5,10 +5,9 @@ from functools import partial
 
 import pytest
 import structlog
-from lasting import ANN, Clock, alive, gone, lasting, number_kept, operator
-from mqtt_kit import becomes, eventually, properties, publish, running
+from lasting import ANN, Clock, alive, gone, lasting, operator
+from mqtt_kit import eventually, properties, publish, running
 
-from edge_protocol.events import Event
 from gateway.mqtt.codec import Puback, Publish, Version
 from gateway.mqtt.messages import Message
 from gateway.rules.flows import OVERHEAD_BYTES
@@ -72,22 +71,6 @@ async def test_expiry_is_counted_while_queued(tmp_path):
         assert got.payload == b"60"
         assert got.properties.message_expiry_interval in (18, 19, 20)
         assert run.server.stats.dropped["expired"] == 1
-
-
-async def test_events_wait_for_durable_sessions(tmp_path):
-    """A stored event is queued for an absent session, and has its form for whichever version comes back."""
-    async with running(folder=tmp_path) as run:
-        await gone(run, await operator(run, "r", "devices/+/events/#", **lasting(Version.V311)))
-        run.server.router.publish_event(Event(id="e1", source="/devices/d", type="t", payload=b"1"))
-        await becomes(lambda: number_kept(run, "/out/"), 1)
-        crashed = run.crashed()
-    async with running(folder=crashed) as run:
-        again = await operator(run, "r", **lasting(Version.V311))
-        got = await again.read()
-        assert b'"specversion"' in got.payload
-        second = await operator(run, "r", **lasting())
-        got = await second.read()
-        assert (got.payload, dict(got.properties.user_properties)["id"]) == (b"1", "e1")
 
 
 async def test_handed_deliveries():
