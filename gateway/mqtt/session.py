@@ -149,12 +149,13 @@ class Session:
         retain: bool,
         on_ack: OnAck | None = None,
         key: str = "",
+        share: bytes = b"",
     ) -> bool:
         """Deliver a message, now or when the client is ready for it (`Subscriber`).
 
         With `on_ack` the caller is told how the delivery ended, once. With `key` it keeps the message until then, and
-        after a restart of the gateway offers it again, unless it finds it here (`claim`). A session that ends hands back
-        what was not acknowledged; what was sent at QoS 2 is never another's [MQTT-4.8.2-5].
+        after a restart of the gateway offers it again, unless it finds it here (`claim`); with `share` it finds it here. A
+        session that ends hands back what was not acknowledged; what was sent at QoS 2 is never another's [MQTT-4.8.2-5].
         """
         wire = self._wire
         if wire is not None and not wire.permissions.may_receive(message.topic):
@@ -162,7 +163,7 @@ class Session:
         if wire is None and not qos:
             self._hub.stats.dropped["offline"] += 1
         elif self._makes_room(size_bytes := message.size_bytes):
-            self._add(qos, Item(message, identifiers, retain, on_ack, key), size_bytes)
+            self._add(qos, Item(message, identifiers, retain, on_ack, key, share), size_bytes)
             return True
         else:
             self._refuse(message, qos)
@@ -170,12 +171,12 @@ class Session:
             on_ack(Fate.UNSENT)
         return True
 
-    def claim(self, owner: Callable[[str], OnAck | None]) -> None:
-        """After a restart: let whoever kept messages too be told of those that are here; by their keys."""
+    def claim(self, owner: Callable[[Item], OnAck | None]) -> None:
+        """After a restart: let whoever offered messages be told again how those end that are here; None if one is not its own."""
         for delivery in self._out:
             item = delivery.item
-            if item.key and item.on_ack is None:
-                delivery.item = item._replace(on_ack=owner(item.key))
+            if item.on_ack is None and (on_ack := owner(item)) is not None:
+                delivery.item = item._replace(on_ack=on_ack)
 
     def pump(self) -> None:
         """Send what waits, as far as the client is ready and it is durable."""

@@ -7,6 +7,7 @@ asks for a clean start, or was registered anew, gets another one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -144,13 +145,14 @@ class Sessions:
     async def load(self, store: StateStore) -> None:
         """Take up what was kept: those that were connected have lost their connection now.
 
-        Those of devices that were disabled, removed or registered anew while the gateway was stopped are gone (P7), and
-        those of tokens that were revoked.
+        Those of devices that were disabled, removed or registered anew while the gateway was stopped are ended (P7), and
+        those of tokens that were revoked. Whatever ends does so when all are there: what it had of a group is another's.
         """
+        revoked: list[Session] = []
         async for (principal, client_id), entries in _grouped(store):
             kept = {records.split_key(entry.key)[2]: entry.value for entry in entries}
             head = _read_head(kept.pop(records.HEAD, b""))
-            if head is None or await self._is_revoked(principal, head):
+            if head is None:
                 self._discard(entries)
                 continue
             session = Session(self._hub, principal, client_id)
@@ -160,8 +162,19 @@ class Sessions:
                 log.warning("session_not_read", client=client_id, principal=str(principal), error=type(error).__name__)
                 session.end()
                 self._discard(entries)
+                continue
+            if await self._is_revoked(principal, head):
+                revoked.append(session)
+        self._take_up(revoked)
         if self._by_principal:
             log.info("sessions_loaded", count=len(self))
+
+    def _take_up(self, revoked: Iterable[Session]) -> None:
+        for session in self:
+            session.claim(partial(self._hub.router.claim, session))
+        self._revoke(revoked)
+        for session in tuple(self):
+            self._wait(session)
 
     def _discard(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -184,7 +197,6 @@ class Sessions:
             self._hub.router.subscribe(TopicFilter(filter_), session, subscription)
         self._by_principal.setdefault(session.principal, {})[session.client_id] = session
         session.keep_head()
-        self._wait(session)
 
     def _wait(self, session: Session) -> None:
         absence = self._absences[session] = Absence(self._hub, session, self.end)
