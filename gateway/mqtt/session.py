@@ -4,7 +4,7 @@ It belongs to (principal, client id) and outlives its connection, which it knows
 Interval; then it is durable: what it holds at QoS 1 and 2 is written through the journal, and sent only once it is written.
 Permission is asked again for each message, order is kept, bounds are answered: a full queue gives up expired messages,
 then QoS 0, oldest first, then refuses the newest (counted and logged), and ends a connection that is too slow (0x97).
-All queues together have a bound too: over it, those of clients that are away take nothing more.
+All queues together have a bound too, of which a principal gets a share: over it, clients that are away get nothing more.
 
 What may not be sent any more (policy, expiry, Maximum Packet Size) is dropped, as if it had been sent [MQTT-3.1.2-25]. At
 QoS 2 a flow that has begun, perhaps on an earlier connection, is completed by PUBREL instead: the client may hold its
@@ -91,7 +91,7 @@ class Session:
         self.subscriptions: dict[TopicFilter, Subscribed] = {}
         self._hub = hub
         self._wire: Wire | None = None
-        self._out: Outbound[Item] = Outbound(hub.stats.queues)
+        self._out: Outbound[Item] = Outbound(hub.stats.queues.of(principal))
         self._pruned_s = _NEVER_S
         self._kept = 0  # deliveries below this number are durable
         self._sender: Sender | None = None
@@ -112,6 +112,10 @@ class Session:
         """Whether its queue is less than half full: room for what can wait, such as retained messages."""
         limits = self._hub.settings.limits
         return self._out.has_room(0, messages=(limits.queue_messages + 1) // 2, bytes_=limits.queue_bytes // 2)
+
+    def has_share(self, size_bytes: int) -> bool:
+        """Whether its principal may have so much more of what waits for all sessions together."""
+        return self._out.has_share(size_bytes, bytes_=self._hub.settings.limits.queues_bytes)
 
     def live_for(self, expiry_s: int) -> None:
         """Set its Session Expiry Interval: with 0 it is forgotten on disk, and ends with its connection."""
@@ -306,19 +310,18 @@ class Session:
             self.prune()
             while not self._has_room(size_bytes) and self.shed("queue-full"):
                 pass
-        return self._has_room(size_bytes) and self._has_share(size_bytes)
+        return self._has_room(size_bytes) and self._fits_share(size_bytes)
 
     def _has_room(self, size_bytes: int) -> bool:
         limits = self._hub.settings.limits
         return self._out.has_room(size_bytes, messages=limits.queue_messages, bytes_=limits.queue_bytes)
 
-    def _has_share(self, size_bytes: int) -> bool:
-        """Whether all queues together have room; who is there is not made to suffer for those who are not."""
-        queues, limit = self._hub.stats.queues, self._hub.settings.limits.queues_bytes
-        if self._wire is not None or queues.has_room(size_bytes, bytes_=limit):
+    def _fits_share(self, size_bytes: int) -> bool:
+        """Whether all queues together have room for it; who is there is not made to suffer for those who are not."""
+        if self._wire is not None or self.has_share(size_bytes):
             return True
-        self._hub.sessions.make_room()
-        return queues.has_room(size_bytes, bytes_=limit)
+        self._hub.sessions.make_room(self)
+        return self.has_share(size_bytes)
 
     def _is_expired(self, delivery: Delivery[Item]) -> bool:
         expires_at_s = delivery.item.message.expires_at_s

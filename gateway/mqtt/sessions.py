@@ -115,18 +115,24 @@ class Sessions:
         session.end()
         wills.fire(self._hub, session)
 
-    def make_room(self) -> None:
-        """All queues together are full: drop what has expired, then QoS 0; at most every 10 seconds, it looks at all."""
+    def make_room(self, wanting: Session) -> None:
+        """A session has no share of all queues left: drop what has expired, then QoS 0, its principal's first.
+
+        At most every 10 seconds, since it looks at all; so it makes a sixteenth free.
+        """
         now_s = self._hub.loop.time()
         if now_s < self._pruned_s + _PRUNE_S:
             return
         self._pruned_s = now_s
-        enough_bytes = self._hub.settings.limits.queues_bytes * 15 // 16
+        limit_bytes = self._hub.settings.limits.queues_bytes
         sessions = tuple(self)
         for session in sessions:
             session.prune()
+        for session in self.of(wanting.principal):
+            while not wanting.has_share(limit_bytes // 16) and session.shed("queues-full"):
+                pass
         for session in sessions:
-            while self._hub.stats.queues.size_bytes > enough_bytes and session.shed("queues-full"):
+            while self._hub.stats.queues.size_bytes > limit_bytes * 15 // 16 and session.shed("queues-full"):
                 pass
 
     def revoke(self, principal: Principal) -> None:
