@@ -337,7 +337,9 @@ class Gateway:
         try:
             stats = await self.storage.bus.stats()
             await self.storage.state.put("probe/ready", b"", expect=None)
-            if stats.free_bytes < self.settings.bus.min_free_disk:
+            if stats.free_bytes >= self.settings.bus.min_free_disk:
+                checks["bus"] = stats.full
+            else:
                 floor = size_text(self.settings.bus.min_free_disk)
                 checks["disk"] = f"{size_text(stats.free_bytes)} free, bus.min_free_disk is {floor}"
         except Unavailable as exc:

@@ -14,4 +14,4 @@ def size_text(size_bytes: int) -> str:
         if size < _STEP - 0.05:  # else it would be shown as 1024 of the smaller unit
             break
         size, unit = size / _STEP, larger
-    return f"{round(size, 1):g} {unit}"
+    return f"{size:.1f}".removesuffix(".0") + f" {unit}"

@@ -36,7 +36,7 @@ class _Store:
         self._readers = Readers(path, vfs)
         hooks = Hooks(committed=self._committed, reopening=self._readers.forget)
         self._writer = Writer(path, vfs, config, hooks)
-        self._bus = SqliteBus(path, self._writer, self._readers, close=self.aclose)
+        self._bus = SqliteBus(path, config, self._writer, self._readers, close=self.aclose)
         self._closing: asyncio.Future[None] | None = None
 
     async def open(self) -> Storage:
