@@ -46,8 +46,12 @@ def check_settings(settings: Settings, *, now: datetime) -> str:
     listeners = [*settings.mqtt.listen, settings.http.listen, settings.http.device_listen]
     return (
         f"audience {settings.audience}, {certificate}, listening on {' '.join(filter(None, listeners))}, "
-        f"{len(settings.policy)} roles, {len(settings.handlers)} handlers"
+        f"{_counted(len(settings.policy), 'role')}, {_counted(len(settings.handlers), 'handler')}"
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun if count == 1 else f'{noun}s'}"
 
 
 def _check_certificate(settings: Settings, now: datetime) -> str:

@@ -101,4 +101,5 @@ def _print_done(verb: str, done: Mapping[str, Any], *, dry_run: bool, json: bool
     for id_ in done["ids"]:
         print(id_)
     letters = "dead letter" if done["count"] == 1 else "dead letters"
-    print(f"{'would ' if dry_run else ''}{verb} {done['count']} {letters}", file=sys.stderr)
+    did = f"would {verb}" if dry_run else f"{verb}ed"
+    print(f"{did} {done['count']} {letters}", file=sys.stderr)
