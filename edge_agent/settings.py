@@ -212,8 +212,10 @@ def load_settings(path: Path) -> Settings:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: not found; expected the file that `edge-agent init ID` makes") from exc
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except OSError as exc:
         raise ConfigError(f"{path}: {cause_of(exc)}") from exc
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{path}: not TOML: {exc}") from exc
     if "id" not in table:
         raise ConfigError(f"{path}: id is missing; expected this device's id")
     return _read(Settings, table, f"{path}: ")

@@ -115,7 +115,7 @@ class Session:
 
     def has_share(self, size_bytes: int) -> bool:
         """Whether its principal may have so much more of what waits for all sessions together."""
-        return self._out.has_share(size_bytes, bytes_=self._hub.settings.limits.queues_bytes)
+        return self._out.has_share(size_bytes)
 
     def live_for(self, expiry_s: int) -> None:
         """Set its Session Expiry Interval: with 0 it is forgotten on disk, and ends with its connection."""

@@ -124,15 +124,15 @@ class Sessions:
         if now_s < self._pruned_s + _PRUNE_S:
             return
         self._pruned_s = now_s
-        limit_bytes = self._hub.settings.limits.queues_bytes
+        queues = self._hub.stats.queues
         sessions = tuple(self)
         for session in sessions:
             session.prune()
         for session in self.of(wanting.principal):
-            while not wanting.has_share(limit_bytes // 16) and session.shed("queues-full"):
+            while not wanting.has_share(queues.limit_bytes // 16) and session.shed("queues-full"):
                 pass
         for session in sessions:
-            while self._hub.stats.queues.size_bytes > limit_bytes * 15 // 16 and session.shed("queues-full"):
+            while queues.size_bytes > queues.limit_bytes * 15 // 16 and session.shed("queues-full"):
                 pass
 
     def revoke(self, principal: Principal) -> None:

@@ -104,16 +104,20 @@ class Delivery(Generic[T]):
 
 
 class Queues:
-    """What waits in the queues of all clients together.
+    """What waits in the queues of all clients together, where so many bytes may.
 
     Attributes:
+        limit_bytes: The bound.
+        half_bytes: Half of it.
         size_bytes: What it takes, `OVERHEAD_BYTES` a message included: many small messages are no less of a burden.
+        counted_bytes: What of it counts against the bound: of each owner half of the bound at most.
     """
 
-    __slots__ = ("_shares", "size_bytes")
+    __slots__ = ("_shares", "counted_bytes", "half_bytes", "limit_bytes", "size_bytes")
 
-    def __init__(self) -> None:
-        self.size_bytes = 0
+    def __init__(self, limit_bytes: int = 0) -> None:
+        self.limit_bytes, self.half_bytes = limit_bytes, limit_bytes // 2
+        self.size_bytes = self.counted_bytes = 0
         self._shares: WeakValueDictionary[Hashable, Share] = WeakValueDictionary()
 
     def of(self, owner: Hashable) -> Share:
@@ -131,25 +135,30 @@ class Share:
         size_bytes: As of `Queues`.
     """
 
-    __slots__ = ("__weakref__", "_all", "size_bytes")
+    __slots__ = ("__weakref__", "_all", "_counted_bytes", "size_bytes")
 
     def __init__(self, all_: Queues) -> None:
         self._all = all_
-        self.size_bytes = 0
+        self.size_bytes = self._counted_bytes = 0
 
     def add(self, size_bytes: int) -> None:
         """Count what begins to wait; below 0, what waits no longer."""
-        self.size_bytes += size_bytes
-        self._all.size_bytes += size_bytes
+        all_ = self._all
+        all_.size_bytes += size_bytes
+        self.size_bytes = counted_bytes = self.size_bytes + size_bytes
+        if counted_bytes > all_.half_bytes:  # noqa: PLR1730  # cheaper than min(), for each message to each client
+            counted_bytes = all_.half_bytes
+        all_.counted_bytes += counted_bytes - self._counted_bytes
+        self._counted_bytes = counted_bytes
 
-    def has_room(self, size_bytes: int, *, bytes_: int) -> bool:
-        """Tell whether one more may wait, where so many bytes may of all: an owner has at most what is then left for others.
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether one more may wait: an owner may have at most what is then left for all others.
 
-        So nobody can fill it, alone or with others: one gets half, each of two a third (Choudhury and Hahne, "Dynamic
-        queue length thresholds", 1998).
+        So it is never full: one gets half, each of two a third (Choudhury and Hahne, "Dynamic queue length thresholds",
+        1998). Who has more, since nobody asked, leaves the other half to the others all the same.
         """
-        cost_bytes = size_bytes + OVERHEAD_BYTES
-        return self.size_bytes + cost_bytes <= bytes_ - self._all.size_bytes - cost_bytes
+        others_bytes = self._all.counted_bytes - self._counted_bytes
+        return 2 * (self.size_bytes + size_bytes + OVERHEAD_BYTES) + others_bytes <= self._all.limit_bytes
 
 
 class Outbound(Generic[T]):
@@ -200,9 +209,9 @@ class Outbound(Generic[T]):
         """Tell whether one more may wait, where so many messages and bytes may."""
         return len(self._queue) < messages and self._queue_bytes + size_bytes <= bytes_
 
-    def has_share(self, size_bytes: int, *, bytes_: int) -> bool:
-        """Tell whether one more may wait, where so many bytes may in all queues (`Share.has_room`)."""
-        return self._share.has_room(size_bytes, bytes_=bytes_)
+    def has_share(self, size_bytes: int) -> bool:
+        """Tell whether one more may wait, as far as all queues together are concerned (`Share.has_room`)."""
+        return self._share.has_room(size_bytes)
 
     def add(self, qos: int, item: T, size_bytes: int) -> Delivery[T]:
         """Queue a message behind all others."""

@@ -184,6 +184,29 @@ async def test_nobody_takes_the_room_of_others(more_bytes, last):
         assert held == {"ann": 4, "bob": 2, "carol": 1, "dave": last}
 
 
+@pytest.mark.parametrize("stays", [True, False])
+async def test_who_does_not_read_leaves_others_room(stays):
+    """Whatever waits for a connected client that acknowledges nothing, and when it has gone, others have half of the room."""
+    async with running(limits={"queues_bytes": 8 * COST_BYTES}) as run:
+        slow = await operator(run, "slow", "chat/#", **lasting(receive_maximum=1))
+        bob = await run.client("r", token_=token("bob", "operator", iss="id"), **lasting())
+        bob.send(Subscribe(packet_id=1, subscriptions=(Subscription(topic_filter="chat/#", qos=1),)))
+        await bob.read()
+        writer = await run.client("w", token_=token("carol", "operator", iss="id"))
+        for _ in range(12):
+            assert (await writer.publish("chat/a", b"x" * 100)).reason_code == 0
+            bob.send(Puback(packet_id=(await bob.read()).packet_id))
+        queues = run.server.stats.queues
+        await eventually(lambda: queues.size_bytes == 11 * COST_BYTES)
+        await gone(run, bob)
+        if not stays:
+            await gone(run, slow)
+        before = queues.size_bytes
+        for _ in range(4):
+            assert (await writer.publish("chat/a", b"x" * 100)).reason_code == 0
+        assert queues.size_bytes == before + (4 * stays + 2) * COST_BYTES
+
+
 async def test_a_share_is_given_back():
     """What a session of a principal has taken, or ended with, may wait for another of it."""
     async with running(limits={"queues_bytes": 2 * COST_BYTES}) as run:
