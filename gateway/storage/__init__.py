@@ -64,7 +64,7 @@ class Backend:
 
     scheme: str
     open: Callable[[StorageConfig], Awaitable[Storage]]
-    check: Callable[[str], object] = str
+    check: Callable[[str], object] = str  # any will do
 
 
 async def open_storage(
