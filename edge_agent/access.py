@@ -8,7 +8,7 @@ from typing import Final
 
 from cryptography import x509
 
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, cause_of
 from edge_agent.home import Home
 from edge_agent.settings import Address, Settings, parse_address
 from edge_agent.trust import Trust, load_trust
@@ -25,7 +25,7 @@ def read_key(home: Home) -> SigningKey:
     try:
         return load_signing_key(home.key_file.read_bytes())
     except (OSError, KeyInvalid) as exc:
-        raise ConfigError(f"{home.key_file}: {exc}; expected the key that `edge-agent init` makes") from exc
+        raise ConfigError(f"{home.key_file}: {cause_of(exc)}; expected the key that `edge-agent init` makes") from exc
 
 
 def read_trust(home: Home, settings: Settings) -> Trust:
@@ -67,7 +67,7 @@ def tls_context(home: Home, trust: Trust) -> ssl.SSLContext:
     try:
         return trust_only(path.read_bytes())
     except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path}: {exc}; expected the CA certificate in PEM") from exc
+        raise ConfigError(f"{path}: {cause_of(exc)}; expected the CA certificate in PEM") from exc
 
 
 def trust_only(ca: bytes) -> ssl.SSLContext:

@@ -168,8 +168,18 @@ class Agent:
             text = encode_event(event)
             decode_event(text, limits=self._limits, source=self._source)
         except (EventRejected, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
-            raise EventInvalid(f"event {str(event.type)[:80]!r}: {exc}") from exc
+            raise EventInvalid(f"event {str(event.type)[:80]!r}: {_reason(event, exc)}") from exc
         return text
+
+
+def _reason(event: Event, exc: Exception) -> str:
+    """Why an event cannot be; of JSON that is none, where in the data, which is all that the caller knows."""
+    if isinstance(exc, EventRejected) and exc.rule == "bad-json":
+        try:
+            msgspec.json.decode(event.payload)
+        except (msgspec.DecodeError, RecursionError) as bad:
+            return f"bad-json: data is not JSON: {bad}"
+    return str(exc)
 
 
 def _payload(data: Any) -> bytes:

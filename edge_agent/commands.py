@@ -18,7 +18,7 @@ from edge_agent.access import read_key, read_trust
 from edge_agent.agent import CLOCK_OFFSET, Agent
 from edge_agent.clock import Clock
 from edge_agent.enroll import enroll as enroll_device
-from edge_agent.errors import AgentError, ConfigError, EventInvalid, UsageError
+from edge_agent.errors import AgentError, ConfigError, EventInvalid, UsageError, cause_of
 from edge_agent.home import Home, find_home
 from edge_agent.outbox import Outbox
 from edge_agent.rows import Depth, Quarantined
@@ -214,7 +214,7 @@ def _data(args: Namespace) -> Any:
     try:
         content = Path(args.data[1:]).expanduser().read_bytes()
     except OSError as exc:
-        raise UsageError(f"{args.data}: {exc}; expected @FILE") from exc
+        raise UsageError(f"{args.data}: {cause_of(exc)}; expected @FILE") from exc
     return content if args.content_type else msgspec.Raw(content)
 
 
@@ -253,7 +253,8 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         " ".join(filter(None, (connection["state"], connection.get("gateway"), connection.get("reason")))),
     )
     age = "" if oldest is None else f", the oldest for {oldest} s"
-    yield "pending", f"{report['pending']} events, {report['bytes']} bytes{age}"
+    noun = "event" if report["pending"] == 1 else "events"
+    yield "pending", f"{report['pending']} {noun}, {report['bytes']} bytes{age}"
     yield "quarantined", str(report["quarantined"])
     yield "last receipt", f"{time.time() - receipt_ms / 1000:.0f} s ago" if receipt_ms else "none"
     yield "clock offset", f"{report['clock_offset_s']:.1f} s"
@@ -292,7 +293,7 @@ def _read_pem(path: str) -> bytes:
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as exc:
-        raise UsageError(f"--ca {path}: {exc}; expected a PEM file") from exc
+        raise UsageError(f"--ca {path}: {cause_of(exc)}; expected a PEM file") from exc
     if b"-----BEGIN CERTIFICATE-----" not in data:
         raise UsageError(f"--ca {path}: expected a certificate in PEM")
     return data

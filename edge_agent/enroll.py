@@ -148,12 +148,20 @@ def _proof(key: SigningKey, device: str, code: str, audience: str, clock: Clock)
 
 def _read_answer(status: int, body: bytes) -> Answer:
     if status != HTTPStatus.OK:
-        detail = body[:300].decode(errors="replace").strip()
-        raise EnrolmentFailed(f"the gateway refused: HTTP status {status} {detail}".rstrip())
+        raise EnrolmentFailed(f"the gateway refused: HTTP status {status} {_reason(body)}".rstrip())
     try:
         return msgspec.json.decode(body, type=Answer)
     except msgspec.DecodeError as exc:
         raise EnrolmentFailed(f"the gateway's answer: {exc}; expected id, aud, ca, signing_key, key_set, mqtt") from exc
+
+
+def _reason(body: bytes) -> str:
+    """Rule and detail of a problem document (RFC 9457); the beginning of any other answer."""
+    try:
+        problem = msgspec.json.decode(body, type=dict[str, Any])
+        return f"{problem['rule']}: {problem['detail']}"
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
+        return body[:300].decode(errors="replace").strip()
 
 
 def _is_same_gateway(old: Trust, answer: Answer) -> bool:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def cause_of(exc: Exception) -> str:
+    """What the system or a library says of an error, without numbers, and names that the message around it has already."""
+    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+
+
 class AgentError(Exception):
     """Root of what `edge_agent` raises; the message is for the person at the device."""
 

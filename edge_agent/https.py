@@ -7,7 +7,7 @@ from http.client import HTTPException, HTTPSConnection
 from typing import Final
 from urllib.parse import urlsplit
 
-from edge_agent.errors import AgentError, UsageError
+from edge_agent.errors import AgentError, UsageError, cause_of
 
 TIMEOUT_S: Final = 10.0
 MAX_BODY_BYTES: Final = 256 * 1024
@@ -53,7 +53,7 @@ def fetch(url: str, path: str, context: ssl.SSLContext, *, body: bytes | None = 
         response = connection.getresponse()
         data = response.read(MAX_BODY_BYTES + 1)
     except (OSError, HTTPException) as exc:
-        raise AgentError(f"{url}{path}: {exc}") from exc
+        raise AgentError(f"{url}{path}: {cause_of(exc)}") from exc
     finally:
         connection.close()
     if len(data) > MAX_BODY_BYTES:

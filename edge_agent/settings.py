@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, cause_of
 from edge_protocol.errors import TopicInvalid
 from edge_protocol.ids import device_id, is_audience
 
@@ -212,8 +212,10 @@ def load_settings(path: Path) -> Settings:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: not found; expected the file that `edge-agent init ID` makes") from exc
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path}: {cause_of(exc)}") from exc
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{path}: not TOML: {exc}") from exc
     if "id" not in table:
         raise ConfigError(f"{path}: id is missing; expected this device's id")
     return _read(Settings, table, f"{path}: ")

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, cause_of
 from edge_agent.home import CA_FILE, Home
 from edge_agent.outbox import Outbox
 from edge_agent.trust import TrustFile, save_trust, sync_folder, write_file
@@ -46,7 +46,7 @@ def make_home(
         write_file(home.settings_file, _settings_text(device, gateway).encode())
         sync_folder(home.path.parent)
     except OSError as exc:
-        raise ConfigError(f"{home.path}: {exc}; expected a folder that can be written") from exc
+        raise ConfigError(f"{home.path}: {cause_of(exc)}; expected a folder that can be written") from exc
     return key
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edge_agent.errors import ConfigError, UsageError
+from edge_agent.errors import ConfigError, UsageError, cause_of
 from edge_protocol.envelope_keys import SealKey, Suite
 from edge_protocol.errors import KeyInvalid, KeySetRejected
 from edge_protocol.key_set import KeySet, verify_key_set
@@ -130,7 +130,9 @@ def load_trust(path: Path, *, audience: str) -> Trust:
     except FileNotFoundError:
         file = TrustFile()
     except (OSError, msgspec.DecodeError) as exc:
-        raise ConfigError(f"{path}: {exc}; expected the file that `edge-agent init` or `enroll` makes") from exc
+        raise ConfigError(
+            f"{path}: {cause_of(exc)}; expected the file that `edge-agent init` or `enroll` makes"
+        ) from exc
     return Trust(path, file, audience=audience or file.audience)
 
 
@@ -149,7 +151,7 @@ def read_signing_key(text: str) -> dict[str, Any]:
         raw: str | bytes = text if text.lstrip().startswith("{") else Path(text).expanduser().read_bytes()
         return dict(load_verify_key(raw).jwk)
     except (OSError, KeyInvalid) as exc:
-        raise UsageError(f"--signing-key {text[:80]}: {exc}; expected a JWK, or a JWK or PEM file") from exc
+        raise UsageError(f"--signing-key {text[:80]}: {cause_of(exc)}; expected a JWK, or a JWK or PEM file") from exc
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ from edge_agent.answers import Answer
 from edge_agent.backoff import STABLE_S, Pace
 from edge_agent.bell import Bell
 from edge_agent.clock import Clock, now_ms
-from edge_agent.errors import AgentError
+from edge_agent.errors import AgentError, cause_of
 from edge_agent.https import fetch
 from edge_agent.link import Acknowledged, Connected, Ended, Happening, HasFileno, Link, Message, Refused, Subscribed
 from edge_agent.outbox import Outbox
@@ -99,7 +99,7 @@ class Uplink:
         try:
             end = self._connection()
         except (OSError, AgentError) as exc:
-            end = Ended(None, str(exc) or type(exc).__name__)
+            end = Ended(None, cause_of(exc))
         except Exception as exc:  # noqa: BLE001  # top of the worker: paho raises what it likes on a broken peer
             logs.error("uplink_failed", exc_info=True, error=type(exc).__name__)
             end = Ended(None, type(exc).__name__)

@@ -116,7 +116,7 @@ def load_signing_key(pem: bytes) -> SigningKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as exc:
-        raise KeyInvalid(f"private key: expected PEM without a password ({exc})") from exc
+        raise KeyInvalid(f"private key: expected PEM without a password ({_first(exc)})") from exc
     if isinstance(key, ed25519.Ed25519PrivateKey) or (
         isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
     ):
@@ -140,7 +140,12 @@ def load_verify_key(data: bytes | str) -> VerifyKey:
             return _verify_key(serialization.load_pem_private_key(raw, password=None).public_key(), None)
         return _verify_key(serialization.load_pem_public_key(raw), None)
     except (ValueError, TypeError) as exc:
-        raise KeyInvalid(f"key: expected PEM without a password, or a JWK ({exc})") from exc
+        raise KeyInvalid(f"key: expected PEM without a password, or a JWK ({_first(exc)})") from exc
+
+
+def _first(exc: Exception) -> str:
+    """The first sentence; what `cryptography` adds is for its own users."""
+    return str(exc).partition(". ")[0]
 
 
 def verify_key_from_jwk(jwk: Jwk) -> VerifyKey:

@@ -30,7 +30,30 @@ _SIZE = re.compile(r"(\d+)(B|KiB|MiB|GiB|TiB)?")
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+_WORDS: Final = {
+    f"str matching regex '{_NAME}'": "1 to 64 of A-Z a-z 0-9 _ . -, first a letter or digit",
+    "str of length >= 1": "a text that is not empty",
+    "str": "a text in quotes",
+    "bool": "true or false",
+    "array": "a list, [...]",
+    "object": "a table",
+    "int": "an integer",
+    "float": "a number",
+}
+"""msgspec's words and ours, the longer first."""
+
 Count = Annotated[int, Meta(ge=1)]
+
+
+class _Table:
+    """Shown in place of a table's values, one of which may be a secret."""
+
+    def __repr__(self) -> str:
+        return "a table"
+
+
+_TABLE: Final = _Table()
 
 
 class Duration(float):
@@ -128,7 +151,7 @@ class RetrySettings(_Section, frozen=True, kw_only=True):
 class HandlerSettings(_Section, frozen=True, kw_only=True):
     """`[[handlers]]`: a durable subscription and the cloud service it delivers to."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    name: Annotated[str, Meta(pattern=_NAME)]
     url: Annotated[str, Meta(min_length=1)]
     types: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
@@ -318,6 +341,10 @@ def _explain(message: str, document: Mapping[str, Any]) -> ConfigError:
     expected = what.removeprefix("Expected ").partition(", got")[0].replace("`", "")
     if what.startswith("Invalid enum"):
         expected = f"one of {', '.join(_names_at(key))}"
+    for word, ours in _WORDS.items():
+        if expected.startswith(word):
+            expected = ours + expected.removeprefix(word)
+            break
     return ConfigError(key, _value_at(document, key), expected)
 
 
@@ -340,7 +367,9 @@ def _value_at(document: Any, key: str) -> Any:
             document = document[int(part) if isinstance(document, list) else part]
         except (KeyError, IndexError, ValueError, TypeError):
             return None
-    return document
+    if isinstance(document, list):
+        return [_TABLE if isinstance(each, dict) else each for each in document]
+    return _TABLE if isinstance(document, dict) else document
 
 
 def _check(settings: Settings) -> None:

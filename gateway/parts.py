@@ -27,15 +27,28 @@ _PACKET_MARGIN_BYTES: Final = 128 << 10  # topic and properties around an envelo
 
 async def open_storage(settings: Settings) -> Storage:
     """Open the store that `bus.url` names; a relative file is looked for from the configuration's base."""
-    url = settings.bus.url
-    if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
-        url = f"sqlite:///{settings.path(url.removeprefix('sqlite:///')).absolute()}"
     return await storage.open_storage(
-        url,
+        _storage_url(settings),
         deduplication_window_s=settings.bus.deduplication_window,
         min_free_disk_bytes=settings.bus.min_free_disk,
         retention=retention(settings),
     )
+
+
+def check_storage(settings: Settings) -> None:
+    """Check `bus.url` without opening the store.
+
+    Raises:
+        ConfigError: No store can be there.
+    """
+    storage.check_url(_storage_url(settings))
+
+
+def _storage_url(settings: Settings) -> str:
+    url = settings.bus.url
+    if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
+        return f"sqlite:///{settings.path(url.removeprefix('sqlite:///')).absolute()}"
+    return url
 
 
 def retention(settings: Settings) -> Retention:

@@ -40,6 +40,7 @@ from gateway.operations.events import append_events, limits_of
 from gateway.ports.bus import End, Position
 from gateway.ports.cursors import NAME_PREFIX
 from gateway.ports.identity import Credentials, Principal, PrincipalKind
+from gateway.rules.sizes import size_text
 from gateway.tail import show_events
 from gateway.telemetry import Telemetry
 from gateway.web.admin import AdminApi, admin_app
@@ -336,10 +337,11 @@ class Gateway:
         try:
             stats = await self.storage.bus.stats()
             await self.storage.state.put("probe/ready", b"", expect=None)
-            if stats.free_bytes < self.settings.bus.min_free_disk:
-                checks["disk"] = (
-                    f"{stats.free_bytes} bytes free, bus.min_free_disk is {self.settings.bus.min_free_disk}"
-                )
+            if stats.free_bytes >= self.settings.bus.min_free_disk:
+                checks["bus"] = stats.full
+            else:
+                floor = size_text(self.settings.bus.min_free_disk)
+                checks["disk"] = f"{size_text(stats.free_bytes)} free, bus.min_free_disk is {floor}"
         except Unavailable as exc:
             checks["bus"] = str(exc)
         return checks
@@ -396,4 +398,6 @@ async def _bind(app: web.Application, url: SplitResult, key: str, *, tls: ssl.SS
     try:
         return await HttpServer.start(app, url.hostname or "", url.port or 0, tls=tls)
     except OSError as exc:
-        raise ConfigError(key, url.netloc, f"an address that can be bound ({exc.strerror})") from exc
+        raise ConfigError(
+            key, url.netloc, f"an address that can be bound ({str(exc.strerror).rpartition(': ')[2]})"
+        ) from exc

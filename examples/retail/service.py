@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sqlite3
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +20,8 @@ from flask import Flask, Response, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 Apply = Callable[[sqlite3.Connection, dict], None]
+
+EVENT_BUS_URL = "http://127.0.0.1:8080/event_bus"  # of a gateway on this machine, as it is by default
 
 INBOX = """
 CREATE TABLE IF NOT EXISTS inbox(key TEXT PRIMARY KEY, source TEXT, sequence INTEGER) WITHOUT ROWID;
@@ -46,9 +49,11 @@ class Service:
         """Handle an event type at POST /event_handler/EVENT, once for each idempotency key."""
 
         def handle() -> Response:
-            source, sequence = request.headers["ce-source"], request.headers.get("ce-sequence")
+            key, source = request.headers.get("Idempotency-Key"), request.headers.get("ce-source")
+            if not key or not source:
+                return Response("expected a delivery of the gateway: Idempotency-Key and ce- headers\n", status=400)
             with closing(self.connect()) as db, db:
-                row = (request.headers["Idempotency-Key"], source, sequence)
+                row = (key, source, request.headers.get("ce-sequence"))
                 new = db.execute("INSERT INTO inbox VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row).rowcount
                 if new:
                     apply(db, request.get_json())
@@ -62,7 +67,7 @@ class Service:
 
         def publish() -> Response:
             raised = urllib.request.Request(
-                os.environ["EVENT_BUS_URL"],
+                os.environ.get("EVENT_BUS_URL", EVENT_BUS_URL),
                 method="POST",
                 data=json.dumps(
                     {
@@ -76,11 +81,16 @@ class Service:
                 ).encode(),
                 headers={
                     "Content-Type": "application/cloudevents+json",
-                    "Authorization": f"Bearer {os.environ['EVENT_BUS_TOKEN']}",
+                    "Authorization": f"Bearer {os.environ.get('EVENT_BUS_TOKEN', '')}",
                 },
             )
-            with urllib.request.urlopen(raised, timeout=10) as answer:
-                return Response(answer.read(), status=answer.status, mimetype="application/json")
+            try:
+                with urllib.request.urlopen(raised, timeout=10) as answer:
+                    return Response(answer.read(), status=answer.status, mimetype="application/json")
+            except urllib.error.HTTPError as refused:  # the gateway says why
+                return Response(refused.read(), status=refused.code, mimetype="application/problem+json")
+            except OSError as failed:
+                return Response(f"{raised.full_url}: {failed}\n", status=503)
 
         self.app.add_url_rule(f"/event/{event}", f"raise_{event}", publish, methods=["POST"])
 

@@ -80,5 +80,6 @@ def _failed(exc: Exception) -> int:
     if isinstance(exc, BrokenPipeError):  # `| head` has seen enough; nothing more can be said on stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    print(f"error: {' '.join(str(exc).split())}", file=sys.stderr)
+    message = f"{exc.filename}: {exc.strerror}" if isinstance(exc, OSError) and exc.filename else str(exc)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 1

@@ -41,12 +41,17 @@ def check_settings(settings: Settings, *, now: datetime) -> str:
     for n, handler in enumerate(settings.handlers):
         _check_handler(handler, f"handlers[{n}]")
     asyncio.run(_check_targets(settings))
+    _check_storage(settings)
     _check_identity(settings)
     listeners = [*settings.mqtt.listen, settings.http.listen, settings.http.device_listen]
     return (
         f"audience {settings.audience}, {certificate}, listening on {' '.join(filter(None, listeners))}, "
-        f"{len(settings.policy)} roles, {len(settings.handlers)} handlers"
+        f"{_counted(len(settings.policy), 'role')}, {_counted(len(settings.handlers), 'handler')}"
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun if count == 1 else f'{noun}s'}"
 
 
 def _check_certificate(settings: Settings, now: datetime) -> str:
@@ -61,6 +66,12 @@ def _check_identity(settings: Settings) -> None:
     from gateway.devices.identity import load_identity  # noqa: PLC0415  # the gateway's parts: only where needed
 
     load_identity(settings.state)
+
+
+def _check_storage(settings: Settings) -> None:
+    from gateway.parts import check_storage  # noqa: PLC0415  # likewise
+
+    check_storage(settings)
 
 
 def _check_policy(rule: PolicySettings, key: str) -> None:

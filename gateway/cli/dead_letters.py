@@ -19,6 +19,7 @@ _PAGE = 500
 _COLUMNS = ("id", "type", "source", "event_id", "attempts", "since", "cause")
 
 HandlerOption = Annotated[str | None, typer.Option("--handler", metavar="NAME", help="Of this handler only.")]
+AllOfHandlerOption = Annotated[str | None, typer.Option("--handler", metavar="NAME", help="All of this handler.")]
 IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID", help="As `list` shows them.")]
 
 
@@ -45,7 +46,7 @@ def show(
 )
 def replay(
     ids: IdsArgument = None,
-    handler: HandlerOption = None,
+    handler: AllOfHandlerOption = None,
     dry_run: DryRunOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     json: JsonOption = False,
@@ -65,7 +66,7 @@ def replay(
 )
 def discard(
     ids: IdsArgument = None,
-    handler: HandlerOption = None,
+    handler: AllOfHandlerOption = None,
     dry_run: DryRunOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     json: JsonOption = False,
@@ -100,4 +101,5 @@ def _print_done(verb: str, done: Mapping[str, Any], *, dry_run: bool, json: bool
     for id_ in done["ids"]:
         print(id_)
     letters = "dead letter" if done["count"] == 1 else "dead letters"
-    print(f"{'would ' if dry_run else ''}{verb} {done['count']} {letters}", file=sys.stderr)
+    did = f"would {verb}" if dry_run else f"{verb}ed"
+    print(f"{did} {done['count']} {letters}", file=sys.stderr)

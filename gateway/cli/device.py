@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from edge_protocol.errors import KeyInvalid
 from edge_protocol.keys import load_verify_key
 from gateway.cli import client
 from gateway.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, example, group, read_pairs
@@ -95,7 +96,10 @@ def remove(id: IdArgument, config: ConfigOption = DEFAULT_CONFIG, json: JsonOpti
 
 def _public_key(file: Path) -> str:
     """Read a key file; of a private key only the public half leaves this process."""
-    return json_text.dumps(load_verify_key(file.read_bytes()).jwk)
+    try:
+        return json_text.dumps(load_verify_key(file.read_bytes()).jwk)
+    except KeyInvalid as exc:
+        raise KeyInvalid(f"{exc}, found {str(file)!r}") from exc
 
 
 async def _all_devices(settings: Settings) -> list[dict[str, Any]]:
@@ -116,7 +120,8 @@ def _print_state(device: Mapping[str, Any], *, json: bool) -> None:
 
 def _print_device(answer: Mapping[str, Any]) -> None:
     device, code = answer["device"], answer.get("code")
-    fields = {name: value for name, value in device.items() if name != "keys"}
+    unknown = {"keys", "enabled", "created_at", "connected"} if code else {"keys"}  # it is registered when it enrols
+    fields = {name: value for name, value in device.items() if name not in unknown}
     fields |= {f"key {n}": key["kid"] + f" ({key['alg']})" for n, key in enumerate(device.get("keys", ()), 1)}
     fields |= {"audience": answer["audience"], "signing_key": json_text.dumps(answer["signing_key"])}
     fields |= {"mqtt": " ".join(answer["mqtt"]), "enrol": answer.get("enrol")}

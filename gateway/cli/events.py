@@ -46,7 +46,12 @@ def show(
 def tail(
     *,
     types: Annotated[
-        list[str] | None, typer.Option("--type", metavar="TYPE", help="Exact, or with a final *; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Exact, or with a final *; may be repeated. Default: all but device.connected and device.disconnected.",
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="ID", help="Only events of this device.")] = None,
     start: Annotated[

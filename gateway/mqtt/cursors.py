@@ -138,7 +138,7 @@ class SessionCursors:
         Raises:
             BusUnavailable: The server cannot start.
         """
-        for session in sessions:
+        for session in tuple(sessions):  # one may end meanwhile
             for filter_, subscription in tuple(session.subscriptions.items()):
                 if self.wants(session, filter_, subscription.qos):
                     session.subscriptions[filter_] = replace(subscription, is_cursor=True)

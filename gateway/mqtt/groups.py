@@ -3,7 +3,7 @@
 To the router a group is one subscriber. It chooses who gets a message (`rules.sharing`) and, while that is not
 acknowledged, keeps it: a session that ends hands it back, and another member gets it; what was sent at QoS 2 the session
 never hands back [MQTT-4.8.2-5], nor what its client refused [MQTT-4.8.2-6]. A durable session that is away keeps its own.
-After a restart of the gateway sessions still have what they were given, but if one of them ends then, that ends with it.
+After a restart of the gateway sessions still have what they were given, and the group takes it back from those that end.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.mqtt.messages import EventMessage, Message
-from gateway.rules.sharing import Fate, least_loaded
+from gateway.rules.sharing import Fate, least_loaded, share_id
 
 if TYPE_CHECKING:
+    from edge_protocol.topics import TopicFilter
     from gateway.mqtt.router import Subscribed, Subscriber
+    from gateway.mqtt.shelf import Item, OnAck
     from gateway.mqtt.trie import Trie
 
 
@@ -38,6 +40,7 @@ class Sharer(Hashable, Protocol):
         retain: bool,
         on_ack: Callable[[Fate], object] | None = None,
         key: str = "",
+        share: bytes = b"",
     ) -> bool:
         """Deliver a message if its topic is allowed (`Subscriber.offer`).
 
@@ -48,6 +51,7 @@ class Sharer(Hashable, Protocol):
             retain: The RETAIN flag to send.
             on_ack: Told once, perhaps before this returns, how it ended; not where the answer is False.
             key: Names a message that the caller keeps too, and offers again after a restart of the gateway.
+            share: Names the group it is offered by, which takes it up again after a restart.
         """
         ...
 
@@ -75,9 +79,15 @@ class _Member:
 class Group:
     """The members of one `$share/NAME/FILTER`; who was given something longest ago comes first."""
 
-    __slots__ = ("_back", "_is_giving", "_members")
+    __slots__ = ("_back", "_id", "_is_giving", "_members")
 
-    def __init__(self) -> None:
+    def __init__(self, id_: bytes) -> None:
+        """Begin without members.
+
+        Args:
+            id_: What sessions keep with its messages (`share_id`).
+        """
+        self._id = id_
         self._members: dict[Sharer, _Member] = {}
         self._back: deque[tuple[Message, set[Sharer]]] = deque()  # handed back, and who had them
         self._is_giving = False
@@ -103,6 +113,13 @@ class Group:
         """Give a message to one member (`Subscriber`); tell whether there is one who may have it."""
         return self._give(message, set())
 
+    def claim(self, sharer: Sharer, message: Message) -> OnAck:
+        """After a restart: go on with a delivery that a session has, whether or not it is still a member."""
+        member = self._members.get(sharer)
+        if member is not None:
+            member.owed += 1
+        return partial(self._ended, member, message, {sharer})
+
     def _give(self, message: Message, tried: set[Sharer]) -> bool:
         while (member := least_loaded(self._wanting(message, tried))) is not None:
             tried.add(member.sharer)
@@ -121,12 +138,13 @@ class Group:
         retain = message.retain and subscription.retain_as_published
         member.owed += bool(qos)
         ended = partial(self._ended, member, message, tried) if qos else None
-        is_allowed = member.sharer.offer(message, qos, identifiers, retain=retain, on_ack=ended)
+        is_allowed = member.sharer.offer(message, qos, identifiers, retain=retain, on_ack=ended, share=self._id)
         member.owed -= bool(qos) and not is_allowed
         return is_allowed
 
-    def _ended(self, member: _Member, message: Message, tried: set[Sharer], fate: Fate) -> None:
-        member.owed -= 1
+    def _ended(self, member: _Member | None, message: Message, tried: set[Sharer], fate: Fate) -> None:
+        if member is not None:
+            member.owed -= 1
         if fate is Fate.UNSENT:
             self._back.append((message, tried))
             self._give_again()
@@ -155,23 +173,30 @@ class Groups:
         """
         self._trie = trie
         self._placeholder = placeholder
-        self._groups: dict[tuple[str, str], Group] = {}
+        self._groups: dict[bytes, Group] = {}
 
-    def put(self, name: str, filter_: str, sharer: Sharer, subscription: Subscribed) -> Subscribed | None:
+    def put(self, name: str, filter_: TopicFilter, sharer: Sharer, subscription: Subscribed) -> Subscribed | None:
         """Add or replace a member's subscription; give back the one it replaces."""
-        group = self._groups.get((name, filter_))
+        id_ = share_id(name, filter_)
+        group = self._groups.get(id_)
         if group is None:
-            group = self._groups[name, filter_] = Group()
+            group = self._groups[id_] = Group(id_)
             self._trie.put(filter_, group, self._placeholder)
         return group.put(sharer, subscription)
 
-    def remove(self, name: str, filter_: str, sharer: Sharer) -> Subscribed | None:
+    def claim(self, sharer: Sharer, item: Item) -> OnAck | None:
+        """After a restart, when all have subscribed again: whom to tell how a session's delivery ended; None if it has no group."""
+        group = self._groups.get(item.share)
+        return group.claim(sharer, item.message) if group else None
+
+    def remove(self, name: str, filter_: TopicFilter, sharer: Sharer) -> Subscribed | None:
         """Take a member's subscription out; None if there was none."""
-        group = self._groups.get((name, filter_))
+        id_ = share_id(name, filter_)
+        group = self._groups.get(id_)
         if group is None:
             return None
         old = group.remove(sharer)
         if not len(group):
-            del self._groups[name, filter_]
+            del self._groups[id_]
             self._trie.remove(filter_, group)
         return old

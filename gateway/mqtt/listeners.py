@@ -37,6 +37,7 @@ from gateway.ports.cursors import Cursors
 from gateway.ports.identity import Authenticator, Principal
 from gateway.ports.ingest import Ingest
 from gateway.ports.state import StateStore
+from gateway.rules.flows import Queues
 from gateway.rules.policy import Permissions
 from gateway.rules.rate import TokenBucket
 
@@ -97,7 +98,7 @@ class MqttServer:
         self._hub: Hub | None = None
         self._addresses: tuple[str, ...] = ()
         self.on_certificates: Callable[[], object] = lambda: None
-        self.stats = MqttStats()
+        self.stats = MqttStats(queues=Queues(settings.limits.queues_bytes))
         self.router = Router()
 
     @property

@@ -23,7 +23,10 @@ HEAD: Final = "head"
 IN: Final = "in/"
 OUT: Final = "out/"
 FORMAT: Final = 1
-"""Of `Head`; a head of another format is not read: its session is gone."""
+"""Of `Head`; a head of another format is not read: its session is gone.
+
+A field with a default that is added at the end is no other format: older records are read with the default, and older
+gateways read past it."""
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
@@ -62,12 +65,18 @@ class Out(msgspec.Struct, frozen=True, array_like=True):
         plain: Its payload in 3.1.1, if that is another.
         expires_at_s: When it expires, or None.
         key: Under which whoever offered it asks for it after a restart; "" for nobody.
+        share: The shared subscription by which it came (`share_id`), whose other members get it if the session ends.
+        qos: With a share: it was published with; another member may get it so.
+        retain: Likewise.
     """
 
     packet: bytes | None
     plain: bytes | None = None
     expires_at_s: float | None = None
     key: str = ""
+    share: bytes = b""
+    qos: int = 0
+    retain: bool = False
 
 
 def key_of(principal: Principal, client_id: str) -> str:

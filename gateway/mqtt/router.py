@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from edge_protocol.events import Event
 from edge_protocol.topics import TopicFilter, TopicName, matches, split_share
@@ -16,6 +16,9 @@ from gateway.mqtt.groups import Groups, Sharer
 from gateway.mqtt.messages import EventMessage, Message
 from gateway.mqtt.trie import Trie
 from gateway.rules.sharing import event_filter
+
+if TYPE_CHECKING:
+    from gateway.mqtt.shelf import Item, OnAck
 
 _PRESENCE_LEVEL: Final = slice(3, 4)  # devices/{id}/events/device/connected
 _PRESENCE: Final = "device"
@@ -92,6 +95,10 @@ class Router:
         old = self._trie.remove(inner, subscriber) if name is None else self._groups.remove(name, inner, subscriber)
         self._event_filters -= _tails(inner, old)
         return old is not None
+
+    def claim(self, subscriber: Sharer, item: Item) -> OnAck | None:
+        """After a restart, when all have subscribed again: whom to tell how a delivery ended that a session has (`Groups.claim`)."""
+        return self._groups.claim(subscriber, item)
 
     def route(self, message: Message) -> int:
         """Offer a message to every subscriber once, however many of its filters match [MQTT-3.3.4-2]; tell how many took it."""

@@ -4,7 +4,7 @@ It belongs to (principal, client id) and outlives its connection, which it knows
 Interval; then it is durable: what it holds at QoS 1 and 2 is written through the journal, and sent only once it is written.
 Permission is asked again for each message, order is kept, bounds are answered: a full queue gives up expired messages,
 then QoS 0, oldest first, then refuses the newest (counted and logged), and ends a connection that is too slow (0x97).
-All queues together have a bound too: over it, those of clients that are away take nothing more.
+All queues together have a bound too, of which a principal gets a share: over it, clients that are away get nothing more.
 
 What may not be sent any more (policy, expiry, Maximum Packet Size) is dropped, as if it had been sent [MQTT-3.1.2-25]. At
 QoS 2 a flow that has begun, perhaps on an earlier connection, is completed by PUBREL instead: the client may hold its
@@ -91,7 +91,7 @@ class Session:
         self.subscriptions: dict[TopicFilter, Subscribed] = {}
         self._hub = hub
         self._wire: Wire | None = None
-        self._out: Outbound[Item] = Outbound(hub.stats.queues)
+        self._out: Outbound[Item] = Outbound(hub.stats.queues.of(principal))
         self._pruned_s = _NEVER_S
         self._kept = 0  # deliveries below this number are durable
         self._sender: Sender | None = None
@@ -112,6 +112,10 @@ class Session:
         """Whether its queue is less than half full: room for what can wait, such as retained messages."""
         limits = self._hub.settings.limits
         return self._out.has_room(0, messages=(limits.queue_messages + 1) // 2, bytes_=limits.queue_bytes // 2)
+
+    def has_share(self, size_bytes: int) -> bool:
+        """Whether its principal may have so much more of what waits for all sessions together."""
+        return self._out.has_share(size_bytes)
 
     def live_for(self, expiry_s: int) -> None:
         """Set its Session Expiry Interval: with 0 it is forgotten on disk, and ends with its connection."""
@@ -149,12 +153,13 @@ class Session:
         retain: bool,
         on_ack: OnAck | None = None,
         key: str = "",
+        share: bytes = b"",
     ) -> bool:
         """Deliver a message, now or when the client is ready for it (`Subscriber`).
 
         With `on_ack` the caller is told how the delivery ended, once. With `key` it keeps the message until then, and
-        after a restart of the gateway offers it again, unless it finds it here (`claim`). A session that ends hands back
-        what was not acknowledged; what was sent at QoS 2 is never another's [MQTT-4.8.2-5].
+        after a restart of the gateway offers it again, unless it finds it here (`claim`); with `share` it finds it here. A
+        session that ends hands back what was not acknowledged; what was sent at QoS 2 is never another's [MQTT-4.8.2-5].
         """
         wire = self._wire
         if wire is not None and not wire.permissions.may_receive(message.topic):
@@ -162,7 +167,7 @@ class Session:
         if wire is None and not qos:
             self._hub.stats.dropped["offline"] += 1
         elif self._makes_room(size_bytes := message.size_bytes):
-            self._add(qos, Item(message, identifiers, retain, on_ack, key), size_bytes)
+            self._add(qos, Item(message, identifiers, retain, on_ack, key, share), size_bytes)
             return True
         else:
             self._refuse(message, qos)
@@ -170,12 +175,12 @@ class Session:
             on_ack(Fate.UNSENT)
         return True
 
-    def claim(self, owner: Callable[[str], OnAck | None]) -> None:
-        """After a restart: let whoever kept messages too be told of those that are here; by their keys."""
+    def claim(self, owner: Callable[[Item], OnAck | None]) -> None:
+        """After a restart: let whoever offered messages be told again how those end that are here; None if one is not its own."""
         for delivery in self._out:
             item = delivery.item
-            if item.key and item.on_ack is None:
-                delivery.item = item._replace(on_ack=owner(item.key))
+            if item.on_ack is None and (on_ack := owner(item)) is not None:
+                delivery.item = item._replace(on_ack=on_ack)
 
     def pump(self) -> None:
         """Send what waits, as far as the client is ready and it is durable."""
@@ -305,19 +310,18 @@ class Session:
             self.prune()
             while not self._has_room(size_bytes) and self.shed("queue-full"):
                 pass
-        return self._has_room(size_bytes) and self._has_share(size_bytes)
+        return self._has_room(size_bytes) and self._fits_share(size_bytes)
 
     def _has_room(self, size_bytes: int) -> bool:
         limits = self._hub.settings.limits
         return self._out.has_room(size_bytes, messages=limits.queue_messages, bytes_=limits.queue_bytes)
 
-    def _has_share(self, size_bytes: int) -> bool:
-        """Whether all queues together have room; who is there is not made to suffer for those who are not."""
-        queues, limit = self._hub.stats.queues, self._hub.settings.limits.queues_bytes
-        if self._wire is not None or queues.has_room(size_bytes, bytes_=limit):
+    def _fits_share(self, size_bytes: int) -> bool:
+        """Whether all queues together have room for it; who is there is not made to suffer for those who are not."""
+        if self._wire is not None or self.has_share(size_bytes):
             return True
-        self._hub.sessions.make_room()
-        return queues.has_room(size_bytes, bytes_=limit)
+        self._hub.sessions.make_room(self)
+        return self.has_share(size_bytes)
 
     def _is_expired(self, delivery: Delivery[Item]) -> bool:
         expires_at_s = delivery.item.message.expires_at_s

@@ -7,6 +7,7 @@ asks for a clean start, or was registered anew, gets another one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -121,18 +122,24 @@ class Sessions:
         session.end()
         wills.fire(self._hub, session)
 
-    def make_room(self) -> None:
-        """All queues together are full: drop what has expired, then QoS 0; at most every 10 seconds, it looks at all."""
+    def make_room(self, wanting: Session) -> None:
+        """A session has no share of all queues left: drop what has expired, then QoS 0, its principal's first.
+
+        At most every 10 seconds, since it looks at all; so it makes a sixteenth free.
+        """
         now_s = self._hub.loop.time()
         if now_s < self._pruned_s + _PRUNE_S:
             return
         self._pruned_s = now_s
-        enough_bytes = self._hub.settings.limits.queues_bytes * 15 // 16
+        queues = self._hub.stats.queues
         sessions = tuple(self)
         for session in sessions:
             session.prune()
+        for session in self.of(wanting.principal):
+            while not wanting.has_share(queues.limit_bytes // 16) and session.shed("queues-full"):
+                pass
         for session in sessions:
-            while self._hub.stats.queues.size_bytes > enough_bytes and session.shed("queues-full"):
+            while queues.size_bytes > queues.limit_bytes * 15 // 16 and session.shed("queues-full"):
                 pass
 
     def revoke(self, principal: Principal) -> None:
@@ -151,13 +158,14 @@ class Sessions:
     async def load(self, store: StateStore) -> None:
         """Take up what was kept: those that were connected have lost their connection now.
 
-        Those of devices that were disabled, removed or registered anew while the gateway was stopped are gone (P7), and
-        those of tokens that were revoked.
+        Those of devices that were disabled, removed or registered anew while the gateway was stopped are ended (P7), and
+        those of tokens that were revoked. Whatever ends does so when all are there: what it had of a group is another's.
         """
+        revoked: list[Session] = []
         async for (principal, client_id), entries in _grouped(store):
             kept = {records.split_key(entry.key)[2]: entry.value for entry in entries}
             head = _read_head(kept.pop(records.HEAD, b""))
-            if head is None or await self._is_revoked(principal, head):
+            if head is None:
                 self._discard(entries)
                 continue
             session = Session(self._hub, principal, client_id)
@@ -167,8 +175,17 @@ class Sessions:
                 log.warning("session_not_read", client=client_id, principal=str(principal), error=type(error).__name__)
                 session.end()
                 self._discard(entries)
+                continue
+            if await self._is_revoked(principal, head):
+                revoked.append(session)
+        self._take_up(revoked)
         if self._by_principal:
             log.info("sessions_loaded", count=len(self))
+
+    def _take_up(self, revoked: Iterable[Session]) -> None:
+        for session in self:
+            session.claim(partial(self._hub.router.claim, session))
+        self._revoke(revoked)
         for session in tuple(self):  # not before all are here: what is due at once, such as a will, may be for any
             self._wait(session)
 

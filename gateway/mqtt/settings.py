@@ -22,7 +22,8 @@ class ServerLimits:
         authenticate_s: How long the registry may take over a token.
         queue_messages: Deliveries that wait for a slow or absent subscriber.
         queue_bytes: Likewise, their topics, payloads and properties.
-        queues_bytes: What waits in all queues, and 512 bytes a message; beyond, nothing more for absent subscribers.
+        queues_bytes: What waits in all queues, and 512 bytes a message. Absent subscribers of a principal get no more
+            of it than is left for all others.
         unsent_bytes: Written to a peer and not taken by its socket; beyond, deliveries wait in the queue.
         slow_reader_s: A peer that takes nothing for so long is sent off with 0x97.
         linger_s: How long a closed peer may take to read our last words.

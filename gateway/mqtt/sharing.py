@@ -9,7 +9,7 @@ goes again at either QoS: to the bus a subscriber is a handler, which gets an ev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ from gateway.rules.sharing import Fate, by_preference
 if TYPE_CHECKING:
     from gateway.mqtt.groups import Sharer
     from gateway.mqtt.router import Subscribed
+    from gateway.mqtt.shelf import Item, OnAck
 
 _OWED_BYTES: Final = 1 << 20  # with one member at a time: a quarter of what a session's queue holds
 _NOBODY: Final = "nobody is connected"
@@ -124,9 +125,9 @@ class Sharing:
         member.grant(subscription)
         self.stir()
 
-    def claim(self, session: Sharer, key: str) -> Callable[[Fate], object] | None:
+    def claim(self, session: Sharer, item: Item) -> OnAck | None:
         """After a restart: take up what a member's session still has, by the key that it was offered with."""
-        name, _, ours = key.rpartition(" ")
+        name, _, ours = item.key.rpartition(" ")
         if name != self._name:
             return None
         member = self.members[session]

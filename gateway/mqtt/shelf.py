@@ -26,13 +26,14 @@ OnAck = Callable[[Fate], object]
 
 
 class Item(NamedTuple):
-    """What is delivered; with a key it is kept by whoever offered it, too."""
+    """What is delivered; with a key it is kept by whoever offered it, too; with a share a group offered it (`mqtt.groups`)."""
 
     message: Message
     identifiers: tuple[int, ...]
     retain: bool
     on_ack: OnAck | None = None
     key: str = ""
+    share: bytes = b""
 
 
 RELEASED: Final = Item(Message(TopicName("released"), b"", 2), (), retain=False)
@@ -75,12 +76,13 @@ class Shelf:
         if delivery.stage is Stage.RELEASED:
             self._put_out(delivery, Out(None))
             return
-        message, identifiers, retain, _, key = delivery.item
+        message, identifiers, retain, _, key, share = delivery.item
         try:
             packet, plain = records.write_message(message, delivery.qos, identifiers, retain=retain)
         except CodecError:
             return  # it cannot be sent either; that is found out, and counted, when it is its turn
-        self._put_out(delivery, Out(packet, plain, self._unix(message.expires_at_s), key=key))
+        out = Out(packet, plain, self._unix(message.expires_at_s), key, share, message.qos, message.retain)
+        self._put_out(delivery, out)
 
     def remove(self, delivery: Delivery[Item]) -> None:
         """Forget a delivery."""
@@ -106,7 +108,9 @@ class Shelf:
                 continue
             packet = records.read_publish(each.packet)
             message = records.read_message(packet, each.plain, self._loop_time(each.expires_at_s))
-            item = Item(message, packet.properties.subscription_identifiers, packet.retain, key=each.key)
+            if each.share:
+                message.qos, message.retain = each.qos, each.retain
+            item = Item(message, packet.properties.subscription_identifiers, packet.retain, None, each.key, each.share)
             yield Delivery(number, packet.qos, item, message.size_bytes, is_repeat=is_repeat)
 
     def _put_out(self, delivery: Delivery[Item], out: Out) -> None:

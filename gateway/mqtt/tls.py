@@ -71,7 +71,8 @@ class Certificates:
 
     def _stamp(self) -> _Stamp:
         settings = self._settings
-        return tuple(_file_stamp(name) for name in (settings.certificate, settings.private_key, settings.client_ca))
+        names = (settings.certificate, settings.private_key, settings.client_ca)
+        return tuple(_file_stamp(name) for name in names if name)  # "" would be the current folder
 
 
 def server_context(settings: ServerSettings) -> ssl.SSLContext:

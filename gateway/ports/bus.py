@@ -184,7 +184,10 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusStats:
-    """What the bus holds now. `first` and `last` are positions, 0 in an empty bus; `bytes` is the size on disk."""
+    """What the bus holds now. `first` and `last` are positions, 0 in an empty bus; `bytes` is the size on disk.
+
+    `full` says why appends raise BusFull; "" if they do not.
+    """
 
     events: int
     batches: int
@@ -192,6 +195,7 @@ class BusStats:
     first: Position
     last: Position
     free_bytes: int
+    full: str = ""
 
 
 class EventBus(Protocol):

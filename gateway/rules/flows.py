@@ -10,9 +10,10 @@ known before the delivery is stored, the same after a restart, and no second rec
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from enum import Enum, auto
 from typing import Final, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from gateway.rules.session import DEFAULT_RECEIVE_MAXIMUM, MAX_PACKET_ID, PROTOCOL_ERROR, Violation
 
@@ -103,20 +104,61 @@ class Delivery(Generic[T]):
 
 
 class Queues:
-    """What waits in the queues of all clients together.
+    """What waits in the queues of all clients together, where so many bytes may.
 
     Attributes:
+        limit_bytes: The bound.
+        half_bytes: Half of it.
         size_bytes: What it takes, `OVERHEAD_BYTES` a message included: many small messages are no less of a burden.
+        counted_bytes: What of it counts against the bound: of each owner half of the bound at most.
     """
 
-    __slots__ = ("size_bytes",)
+    __slots__ = ("_shares", "counted_bytes", "half_bytes", "limit_bytes", "size_bytes")
 
-    def __init__(self) -> None:
-        self.size_bytes = 0
+    def __init__(self, limit_bytes: int = 0) -> None:
+        self.limit_bytes, self.half_bytes = limit_bytes, limit_bytes // 2
+        self.size_bytes = self.counted_bytes = 0
+        self._shares: WeakValueDictionary[Hashable, Share] = WeakValueDictionary()
 
-    def has_room(self, size_bytes: int, *, bytes_: int) -> bool:
-        """Tell whether one more may wait, where so many bytes may."""
-        return self.size_bytes + size_bytes + OVERHEAD_BYTES <= bytes_
+    def of(self, owner: Hashable) -> Share:
+        """What one owner has of it; it lives as long as somebody holds it."""
+        share = self._shares.get(owner)
+        if share is None:
+            share = self._shares[owner] = Share(self)
+        return share
+
+
+class Share:
+    """What waits in all queues of one owner, and counts in those of all.
+
+    Attributes:
+        size_bytes: As of `Queues`.
+    """
+
+    __slots__ = ("__weakref__", "_all", "_counted_bytes", "size_bytes")
+
+    def __init__(self, all_: Queues) -> None:
+        self._all = all_
+        self.size_bytes = self._counted_bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        """Count what begins to wait; below 0, what waits no longer."""
+        all_ = self._all
+        all_.size_bytes += size_bytes
+        self.size_bytes = counted_bytes = self.size_bytes + size_bytes
+        if counted_bytes > all_.half_bytes:  # noqa: PLR1730  # cheaper than min(), for each message to each client
+            counted_bytes = all_.half_bytes
+        all_.counted_bytes += counted_bytes - self._counted_bytes
+        self._counted_bytes = counted_bytes
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether one more may wait: an owner may have at most what is then left for all others.
+
+        So it is never full: one gets half, each of two a third (Choudhury and Hahne, "Dynamic queue length thresholds",
+        1998). Who has more, since nobody asked, leaves the other half to the others all the same.
+        """
+        others_bytes = self._all.counted_bytes - self._counted_bytes
+        return 2 * (self.size_bytes + size_bytes + OVERHEAD_BYTES) + others_bytes <= self._all.limit_bytes
 
 
 class Outbound(Generic[T]):
@@ -126,12 +168,22 @@ class Outbound(Generic[T]):
         maximum: Of the client (Receive Maximum), on this connection.
     """
 
-    __slots__ = ("_all", "_counted", "_flows", "_flows_bytes", "_next", "_queue", "_queue_bytes", "_unkept", "maximum")
+    __slots__ = (
+        "_counted",
+        "_flows",
+        "_flows_bytes",
+        "_next",
+        "_queue",
+        "_queue_bytes",
+        "_share",
+        "_unkept",
+        "maximum",
+    )
 
-    def __init__(self, all_: Queues | None = None) -> None:
-        """Begin empty; what waits counts in `all_`, too."""
+    def __init__(self, share: Share | None = None) -> None:
+        """Begin empty; what waits counts in `share`, too."""
         self.maximum = DEFAULT_RECEIVE_MAXIMUM
-        self._all = all_ or Queues()
+        self._share = share or Share(Queues())
         self._queue: deque[Delivery[T]] | tuple[()] = ()  # most are empty, and a deque takes 760 bytes
         self._queue_bytes = 0
         self._flows: dict[int, Delivery[T]] = {}
@@ -156,6 +208,10 @@ class Outbound(Generic[T]):
     def has_room(self, size_bytes: int, *, messages: int, bytes_: int) -> bool:
         """Tell whether one more may wait, where so many messages and bytes may."""
         return len(self._queue) < messages and self._queue_bytes + size_bytes <= bytes_
+
+    def has_share(self, size_bytes: int) -> bool:
+        """Tell whether one more may wait, as far as all queues together are concerned (`Share.has_room`)."""
+        return self._share.has_room(size_bytes)
 
     def add(self, qos: int, item: T, size_bytes: int) -> Delivery[T]:
         """Queue a message behind all others."""
@@ -188,7 +244,7 @@ class Outbound(Generic[T]):
             self._queue.remove(delivery)
         self._queue = self._queue or ()
         self._queue_bytes -= delivery.size_bytes
-        self._all.size_bytes -= delivery.size_bytes + OVERHEAD_BYTES
+        self._share.add(-delivery.size_bytes - OVERHEAD_BYTES)
         self._unkept -= not delivery.qos
         return delivery
 
@@ -202,11 +258,11 @@ class Outbound(Generic[T]):
     def forget(self) -> list[Delivery[T]]:
         """Give everything up, and back: nothing of it waits any more."""
         deliveries = list(self)
-        self._all.size_bytes -= self._queue_bytes + OVERHEAD_BYTES * len(self._queue)
+        self._share.add(-self._queue_bytes - OVERHEAD_BYTES * len(self._queue))
         self._queue = ()
         self._flows.clear()
         self._queue_bytes = self._flows_bytes = self._counted = self._unkept = 0
-        self._all = Queues()  # whatever a session that has ended is offered is nobody's burden
+        self._share = Share(Queues())  # whatever a session that has ended is offered is nobody's burden
         return deliveries
 
     def ready(self, bytes_: int) -> Delivery[T] | None:
@@ -263,7 +319,7 @@ class Outbound(Generic[T]):
         before_bytes = self._queue_bytes + OVERHEAD_BYTES * len(self._queue)
         self._queue = deque([*again, *kept]) or ()
         self._queue_bytes = sum(each.size_bytes for each in self._queue)
-        self._all.size_bytes += self._queue_bytes + OVERHEAD_BYTES * len(self._queue) - before_bytes
+        self._share.add(self._queue_bytes + OVERHEAD_BYTES * len(self._queue) - before_bytes)
         return lost
 
     def released(self) -> list[Delivery[T]]:
@@ -274,7 +330,7 @@ class Outbound(Generic[T]):
         self._queue = self._queue or deque()
         self._queue.append(delivery)
         self._queue_bytes += delivery.size_bytes
-        self._all.size_bytes += delivery.size_bytes + OVERHEAD_BYTES
+        self._share.add(delivery.size_bytes + OVERHEAD_BYTES)
         self._unkept += not delivery.qos
 
 

@@ -30,6 +30,11 @@ class Fate(Enum):
     BROKEN = auto()  # the session ended in the middle of QoS 2: no other client may have it [MQTT-4.8.2-5]
 
 
+def share_id(name: str, filter_: TopicFilter) -> bytes:
+    """Name a shared subscription in few bytes, however long its name and filter are: it is kept with each message."""
+    return blake2b(f"{name}/{filter_}".encode(), digest_size=16).digest()  # no name has a "/" [MQTT-4.8.2-2]
+
+
 class Load(Protocol):
     """What counts when a member is chosen; both grow with what speaks against it."""
 

@@ -59,10 +59,12 @@ class Backend:
     Attributes:
         scheme: Of its URLs, and the name of its package.
         open: Opens or creates a store. Raises ConfigError for a URL it cannot use.
+        check: Raises ConfigError for a URL it cannot use, as far as that can be told without opening.
     """
 
     scheme: str
     open: Callable[[StorageConfig], Awaitable[Storage]]
+    check: Callable[[str], object] = str  # any will do
 
 
 async def open_storage(
@@ -87,6 +89,15 @@ async def open_storage(
         clock=clock,
     )
     return await _backend(url).open(config)
+
+
+def check_url(url: str) -> None:
+    """Check a URL without opening the store, which another process may have open.
+
+    Raises:
+        ConfigError: There is no such backend, or it cannot use this URL.
+    """
+    _backend(url).check(url)
 
 
 def _backend(url: str) -> Backend:

@@ -12,8 +12,11 @@ import base64
 import binascii
 import hashlib
 import hmac
+import os
 import re
 import secrets
+import socket
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
@@ -203,7 +206,14 @@ async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _reason(exc: BaseException) -> str:
-    return str(exc)[:_EXCERPT_CHARS] or type(exc).__name__
+    """What an operator can act on; aiohttp repeats the address and shows addresses and objects of its own."""
+    cause = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", exc)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the certificate is not trusted: {cause.verify_message}"
+    if isinstance(cause, OSError) and not isinstance(cause, (socket.gaierror, ssl.SSLError)) and cause.errno:
+        return os.strerror(cause.errno)
+    text = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+    return text[:_EXCERPT_CHARS] or type(exc).__name__
 
 
 def _signing_key(config: TargetConfig) -> bytes | None:

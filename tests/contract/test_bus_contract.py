@@ -302,9 +302,13 @@ async def test_a_store_over_its_size_is_full_while_a_subscription_needs_all(open
     store = await opened(retention=Retention(age_s=0, size_bytes=1))
     await store.subscriptions.open(SubscriptionSpec(name="h"), Beginning())
     await store.bus.append([plain_batch("a")])
-    with pytest.raises(BusFull, match="live subscriptions need all of it"):
+    with pytest.raises(
+        BusFull, match=r"over the 1 B of bus\.retention, and live subscriptions need all of it"
+    ) as refused:
         await append_for_ever(store.bus)
+    assert (await store.bus.stats()).full == str(refused.value)
     await store.subscriptions.remove("h")
+    assert (await store.bus.stats()).full == ""
     async with asyncio.timeout(5):
         while True:
             try:

@@ -93,7 +93,7 @@ def test_init_never_overwrites(path):
         (("init", "a/b"), "expected 1 to 128 of A-Z"),
         (("init", "dev1", "--gateway", "tcp://x"), "expected mqtts://HOST:8883"),
         (("init", "dev1", "--audience", "a b"), "--audience 'a b': expected 1 to 255 characters"),
-        (("init", "dev1", "--ca", "/none"), "expected a PEM file"),
+        (("init", "dev1", "--ca", "/none"), "--ca /none: No such file or directory; expected a PEM file"),
         (("init", "dev1", "--signing-key", "{}"), "expected a JWK, or a JWK or PEM file"),
         (("init", "dev1", "--alg", "RS256"), "invalid choice: 'RS256'"),
         (("emit",), "the following arguments are required: TYPE"),
@@ -142,6 +142,13 @@ def test_emit_prints_the_id_of_what_is_on_disk(path):
     assert 0 <= status["oldest_age_s"] < 60
 
 
+def test_status_counts_in_words(path):
+    """One event is not events."""
+    for shown in ("0 events, 0 bytes", "1 event, ", "2 events, "):
+        assert f"pending         {shown}" in ok("status", home=path)
+        ok("emit", "t", home=path)
+
+
 def test_emit_reads_lines(path):
     """`emit TYPE -` takes the data of one event a line; `emit -` takes {type, data} a line; blank lines are nothing."""
     assert len(ok("emit", "reading", "-", home=path, text='1\n\n{"n": 2}\n"three"').split()) == 3
@@ -161,8 +168,9 @@ def test_a_bad_line_is_named_and_those_before_it_are_kept(path):
     ("args", "message"),
     [
         (("bad type", "1"), "expected dotted levels"),
-        (("t", "{"), "bad-json"),
-        (("t", "@/none"), "expected @FILE"),
+        (("t", "{"), "bad-json: data is not JSON: Input data was truncated"),
+        (("t", "{a}"), "bad-json: data is not JSON: JSON is malformed: object keys must be strings (byte 1)\n"),
+        (("t", "@/none"), "edge-agent: @/none: No such file or directory; expected @FILE\n"),
         (("t", "1", "--time", "now"), "expected RFC 3339"),
         (("t", '"' + "x" * 300_000 + '"', "--subject", "s")[:2], None),
         (("-", "1"), "expected no DATA"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import ssl
 import threading
 from contextlib import contextmanager, suppress
@@ -54,6 +55,7 @@ class Desk:
         self.requests = []
         self.change = {}
         self.status = 200
+        self.refusal = b'{"rule": "code-used", "detail": "ask for a new one"}'
         self.offset = timedelta()
 
     def answer(self, request):
@@ -91,8 +93,7 @@ def listening(desk, host="localhost"):
         def do_POST(self):
             assert self.path == "/enroll"
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            body = desk.answer(request) if desk.status == 200 else {"rule": "code-used", "detail": "ask for a new one"}
-            self._send(desk.status, json.dumps(body).encode())
+            self._send(desk.status, json.dumps(desk.answer(request)).encode() if desk.status == 200 else desk.refusal)
 
         def _send(self, status, body):
             self.send_response(status)
@@ -196,9 +197,33 @@ def test_a_refusal_shows_the_reason(cloud, home, tmp_path):
     folder = certificates(tmp_path / "certs")
     desk = Desk(cloud, folder)
     desk.status = 403
-    with listening(desk) as url, pytest.raises(EnrolmentFailed, match=r"refused: HTTP status 403 .*code-used"):
+    with (
+        listening(desk) as url,
+        pytest.raises(EnrolmentFailed, match=r"refused: HTTP status 403 code-used: ask for a new one$"),
+    ):
         enroll(home, code_for(folder), url=url)
     assert not (home.path / "ca.pem").exists()
+
+
+@pytest.mark.parametrize("answer", [b"<html>busy</html>", b"[]", b'{"rule": "x"}', b"\xff"])
+def test_an_answer_that_is_no_problem_document_is_shown(cloud, home, tmp_path, answer):
+    """Something else may stand at the address: a proxy, for one."""
+    folder = certificates(tmp_path / "certs")
+    desk = Desk(cloud, folder)
+    desk.status, desk.refusal = 502, answer
+    with listening(desk) as url, pytest.raises(EnrolmentFailed) as refused:
+        enroll(home, code_for(folder), url=url)
+    assert str(refused.value) == f"the gateway refused: HTTP status 502 {answer.decode(errors='replace')}"
+
+
+def test_a_gateway_that_is_not_there(home, tmp_path):
+    """The address and the system's words, without its numbers."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"https://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AgentError) as refused:
+            enroll(home, code_for(certificates(tmp_path / "certs")), url=url)
+    assert str(refused.value) == f"{url}/enroll/ca: Connection refused"
 
 
 @pytest.mark.parametrize(

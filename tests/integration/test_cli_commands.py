@@ -145,6 +145,13 @@ def test_check_says_ok(made):
             "handlers[0].types[0]: expected exact, or with one *",
         ),
         ("COLOUR", '"red"', "colour: expected no such setting"),
+        ("BUS__URL", '"redis:///x"', "bus.url: expected a URL that starts with memory:// or sqlite://"),
+        (
+            "BUS__URL",
+            '"sqlite:///nowhere/bus.db"',
+            "bus.url: expected a file in a directory that exists; there is no /",
+        ),
+        ("BUS__URL", '"sqlite:bus.db"', "bus.url: expected a URL that starts with memory:// or sqlite://"),
     ],
 )
 def test_check_names_key_value_and_expectation(made, setting, value, message):
@@ -210,4 +217,39 @@ def test_a_key_that_is_none_is_refused(made, tmp_path):
     (tmp_path / "bad.pem").write_text("nonsense")
     done = run("device", "add", "x", "--key", str(tmp_path / "bad.pem"), cwd=made[0])
     assert done.returncode == 1
-    assert done.stderr.startswith("error: key: expected PEM without a password, or a JWK")
+    assert done.stderr == (
+        f"error: key: expected PEM without a password, or a JWK (Unable to load PEM file), found '{tmp_path}/bad.pem'\n"
+    )
+
+
+def test_a_file_that_is_not_there_is_named(made):
+    """In the system's words, without its numbers."""
+    for command in (["device", "add", "x", "--key", "none.pem"], ["events", "publish", "t", "@none.pem"]):
+        done = run(*command, cwd=made[0])
+        assert (done.returncode, done.stderr) == (1, "error: none.pem: No such file or directory\n")
+
+
+def test_what_is_no_token_is_not_revoked(made):
+    """A token that was cut off in copying, or an id of something else, is refused: nobody shall believe that it is revoked."""
+    for text in ("xyz", "eyJhbGciOi", "0199a7c2-5f3e-7b1a-9c44-2a6de0f1b7a", "0199a7c2-5f3e-7b1a-9c44-2a6de0f1b7aaa"):
+        done = run("token", "revoke", text, cwd=made[0])
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: token: expected one of `gateway token create`, or the id ")
+    known = "0199a7c2-5f3e-7b1a-9c44-2a6de0f1b7aa"
+    assert run("token", "revoke", known, cwd=made[0]).stdout == f"{known} revoked\n"
+
+
+def test_a_code_is_no_device_yet(made):
+    """What `add` without a key shows does not say of the device what is true when it has enrolled only."""
+    shown = run("device", "add", "soon", cwd=made[0]).stdout
+    assert [line.split()[0] for line in shown.partition("\n\n")[0].splitlines()] == [
+        "id",
+        "role",
+        "labels",
+        "audience",
+        "signing_key",
+        "mqtt",
+        "enrol",
+        "code",
+        "code_expires_at",
+    ]

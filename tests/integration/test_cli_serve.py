@@ -91,5 +91,7 @@ def test_an_address_that_is_taken_is_told_in_one_line(folder):
         port = taken.getsockname()[1]
         done = run(folder, "serve", HTTP__LISTEN=f'"127.0.0.1:{port}"')
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: http.listen: expected an address that can be bound")
+    assert done.stderr.splitlines()[-1] == (
+        f"error: http.listen: expected an address that can be bound (address already in use), found '127.0.0.1:{port}'"
+    )
     assert "Traceback" not in done.stderr

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import structlog
 from lasting import ANN, Clock, alive, gone, lasting, operator
-from mqtt_kit import eventually, properties, publish, running
+from mqtt_kit import eventually, properties, publish, running, token
 
-from gateway.mqtt.codec import Puback, Publish, Version
+from gateway.mqtt.codec import Puback, Publish, Subscribe, Subscription, Version
 from gateway.mqtt.messages import Message
 from gateway.rules.flows import OVERHEAD_BYTES
 from gateway.rules.sharing import Fate
@@ -133,8 +133,8 @@ async def away(run, *names):
 
 @pytest.mark.parametrize(("more_bytes", "waiting"), [(-1, 3), (0, 4), (1, 4)])
 async def test_all_queues_are_bounded(more_bytes, waiting):
-    """The queues of all absent sessions together take what fits, then refuse the newest; it is counted and logged once."""
-    async with running(limits={"queues_bytes": 4 * COST_BYTES + more_bytes}) as run:
+    """The queues of one principal's absent sessions take half of the bound, then refuse the newest; it is counted and logged once."""
+    async with running(limits={"queues_bytes": 8 * COST_BYTES + more_bytes}) as run:
         await away(run, "r", "s")
         writer = await operator(run, "w")
         with structlog.testing.capture_logs() as logs:
@@ -146,9 +146,74 @@ async def test_all_queues_are_bounded(more_bytes, waiting):
         assert full == ["queues-full"] * (2 if waiting == 4 else len(full))
 
 
+@pytest.mark.parametrize(("more_bytes", "last"), [(-1, 0), (0, 1), (1, 1)])
+async def test_nobody_takes_the_room_of_others(more_bytes, last):
+    """A principal, with however many sessions, gets as much as is left for others then: who comes later still gets some."""
+    async with running(limits={"queues_bytes": 9 * COST_BYTES + more_bytes, "queue_messages": 2}) as run:
+        writer = await operator(run, "w")
+        held = {}
+        for name in ("ann", "bob", "carol", "dave"):
+            before = run.server.stats.queues.size_bytes
+            for n in range(4):
+                claims = token(name, "operator", iss="id")
+                reader = await run.client(f"r{n}", token_=claims, **lasting())
+                wanted = Subscription(topic_filter=f"chat/{name[0]}", qos=1)
+                reader.send(Subscribe(packet_id=1, subscriptions=(wanted,)))
+                assert (await reader.read()).reason_codes == (1,)
+                await gone(run, reader)
+            for _ in range(4):
+                assert (await writer.publish(f"chat/{name[0]}", b"x" * 100)).reason_code == 0
+            held[name] = (run.server.stats.queues.size_bytes - before) // COST_BYTES
+        assert held == {"ann": 4, "bob": 2, "carol": 1, "dave": last}
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_who_does_not_read_leaves_others_room(stays):
+    """Whatever waits for a connected client that acknowledges nothing, and when it has gone, others have half of the room."""
+    async with running(limits={"queues_bytes": 8 * COST_BYTES}) as run:
+        slow = await operator(run, "slow", "chat/#", **lasting(receive_maximum=1))
+        bob = await run.client("r", token_=token("bob", "operator", iss="id"), **lasting())
+        bob.send(Subscribe(packet_id=1, subscriptions=(Subscription(topic_filter="chat/#", qos=1),)))
+        await bob.read()
+        writer = await run.client("w", token_=token("carol", "operator", iss="id"))
+        for _ in range(12):
+            assert (await writer.publish("chat/a", b"x" * 100)).reason_code == 0
+            bob.send(Puback(packet_id=(await bob.read()).packet_id))
+        queues = run.server.stats.queues
+        await eventually(lambda: queues.size_bytes == 11 * COST_BYTES)
+        await gone(run, bob)
+        if not stays:
+            await gone(run, slow)
+        before = queues.size_bytes
+        for _ in range(4):
+            assert (await writer.publish("chat/a", b"x" * 100)).reason_code == 0
+        assert queues.size_bytes == before + (4 * stays + 2) * COST_BYTES
+
+
+async def test_a_share_is_given_back():
+    """What a session of a principal has taken, or ended with, may wait for another of it."""
+    async with running(limits={"queues_bytes": 2 * COST_BYTES}) as run:
+        await away(run, "r")
+        writer = await operator(run, "w")
+        queues = run.server.stats.queues
+        await writer.publish("chat/a", b"x" * 100)
+        reader = await operator(run, "r", **lasting())
+        reader.send(Puback(packet_id=(await reader.read()).packet_id))
+        await eventually(lambda: queues.size_bytes == 0)
+        await gone(run, reader)
+        await writer.publish("chat/a", b"x" * 100)
+        assert queues.size_bytes == COST_BYTES
+        await gone(run, await operator(run, "r"))
+        assert queues.size_bytes == 0
+        await away(run, "s")
+        await writer.publish("chat/a", b"x" * 100)
+        assert queues.size_bytes == COST_BYTES
+        assert run.server.stats.dropped["queues-full"] == 0
+
+
 async def test_who_is_there_does_not_suffer_for_who_is_not():
     """A connected session takes messages, durable or not, however full the queues of the others are."""
-    async with running(limits={"queues_bytes": COST_BYTES}) as run:
+    async with running(limits={"queues_bytes": 2 * COST_BYTES}) as run:
         await away(run, "r")
         live = await operator(run, "live", "chat/#", **lasting())
         writer = await operator(run, "w")
@@ -180,7 +245,7 @@ async def test_queues_count_across_restart_and_return(tmp_path):
 
 async def test_expired_messages_of_others_make_room():
     """When all queues are full, what has expired in any of them goes first."""
-    async with running(limits={"queues_bytes": COST_BYTES}) as run:
+    async with running(limits={"queues_bytes": 2 * COST_BYTES}) as run:
         await away(run, "r")
         writer = await operator(run, "w")
         await writer.publish("chat/a", b"x" * 100, properties=properties(message_expiry_interval=1))

@@ -1,6 +1,7 @@
 """TLS: certificates replaced under live connections, mutual TLS, the tools people use."""
 
 import asyncio
+import contextlib
 import ssl
 
 import aiomqtt
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 from gateway.errors import ConfigError
 from gateway.mqtt.codec import Puback, Version
 from gateway.mqtt.settings import ServerSettings
-from gateway.mqtt.tls import certified_names, server_context
+from gateway.mqtt.tls import Certificates, certified_names, server_context
 
 EVENT = "devices/dev1/events/x"
 
@@ -74,6 +75,21 @@ async def test_bad_pair_keeps_the_old(authority, broken):
         assert run.server.reload_certificates()
         newer = await secure(run, trusting(authority), "dev3")
         assert served_serial(newer) != served_serial(old)
+
+
+def test_no_reload_for_other_files(authority, tmp_path):
+    """Files that come and go beside the certificates, where the gateway was started, are nothing new."""
+    with contextlib.chdir(tmp_path):
+        certificates = Certificates(ServerSettings(**served(authority)))
+        reloads = []
+        certificates.on_reload = lambda: reloads.append(None)
+        (tmp_path / "beside").touch()
+        certificates.check(0.0)
+        assert reloads == []
+        authority.issue("server", "localhost", "localhost")
+        certificates.check(2.0)
+        certificates.check(4.0)
+        assert reloads == [None]
 
 
 async def test_reload_that_others_cannot_follow(authority):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gateway.errors import BusFull
 from gateway.ports.bus import Batch, BusStats, Outcome, Page, Position, Retention, Start, position
+from gateway.rules.sizes import size_text
 from gateway.storage.memory.log import Log
 from gateway.storage.memory.subscriptions import MemorySubscriptions
 from gateway.storage.placing import check
@@ -32,20 +33,22 @@ class MemoryBus:
         for batch in batches:
             check(batch)
         self._log.check_open()
-        self._check_room()
+        if full := self._fullness():
+            raise BusFull(full)
         outcomes = [self._log.add(batch) for batch in batches]
         self._log.wake()
         return outcomes
 
-    def _check_room(self) -> None:
+    def _fullness(self) -> str:
         keep, log = self._log.config.retention, self._log
         if keep is None or log.bytes <= keep.size_bytes:
-            return
+            return ""
         needed = self._subscriptions.needed()
-        if needed is not None and not (log.rows and log.rows[0].end < needed):
-            raise BusFull(
-                f"the bus is over the {keep.size_bytes} bytes of bus.retention, and live subscriptions need all of it"
-            )
+        if needed is None or (log.rows and log.rows[0].end < needed):
+            return ""
+        return (
+            f"the bus is over the {size_text(keep.size_bytes)} of bus.retention, and live subscriptions need all of it"
+        )
 
     async def read(self, partition: int, after: Position, *, max_bytes: int, wait_s: float = 0) -> Page:
         """Read on from a position (contract in the port)."""
@@ -91,6 +94,7 @@ class MemoryBus:
             first=position(rows[0].row, 0) if rows else Position(0),
             last=rows[-1].end if rows else Position(0),
             free_bytes=FREE_BYTES,
+            full=self._fullness(),
         )
 
     async def aclose(self) -> None:

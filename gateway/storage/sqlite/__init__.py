@@ -36,7 +36,7 @@ class _Store:
         self._readers = Readers(path, vfs)
         hooks = Hooks(committed=self._committed, reopening=self._readers.forget)
         self._writer = Writer(path, vfs, config, hooks)
-        self._bus = SqliteBus(path, self._writer, self._readers, close=self.aclose)
+        self._bus = SqliteBus(path, config, self._writer, self._readers, close=self.aclose)
         self._closing: asyncio.Future[None] | None = None
 
     async def open(self) -> Storage:
@@ -74,8 +74,6 @@ async def open_sqlite(config: StorageConfig) -> Storage:
         BusUnavailable: The disk fails.
     """
     path, vfs = _parse(config.url)
-    if not path.parent.is_dir():
-        raise ConfigError("bus.url", config.url, f"a file in a directory that exists; there is no {path.parent}")
     try:
         return await _Store(path, vfs, config).open()
     except apsw.NotADBError as exc:
@@ -90,7 +88,10 @@ def _parse(url: str) -> tuple[Path, str | None]:
     options = parse_qs(query)
     if not location.startswith("/") or path in ("", "/") or "\0" in path or options.keys() - {"vfs"}:
         raise ConfigError("bus.url", url, "sqlite:///relative/path or sqlite:////absolute/path")
-    return Path(path).absolute(), options.get("vfs", [None])[0]
+    file = Path(path).absolute()
+    if not file.parent.is_dir():
+        raise ConfigError("bus.url", url, f"a file in a directory that exists; there is no {file.parent}")
+    return file, options.get("vfs", [None])[0]
 
 
-backend = Backend(scheme="sqlite", open=open_sqlite)
+backend = Backend(scheme="sqlite", open=open_sqlite, check=_parse)

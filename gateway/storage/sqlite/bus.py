@@ -12,10 +12,11 @@ import apsw
 
 from gateway.errors import BusUnavailable
 from gateway.ports.bus import Batch, BusStats, Outcome, Page, Position, Retention, Start
+from gateway.storage import StorageConfig
 from gateway.storage.placing import check
 from gateway.storage.sqlite import pages
 from gateway.storage.sqlite.readers import Readers
-from gateway.storage.sqlite.room import free_bytes, used_bytes
+from gateway.storage.sqlite.room import free_bytes, fullness, used_bytes
 from gateway.storage.sqlite.trim import trim
 from gateway.storage.sqlite.writer import Writer
 
@@ -50,8 +51,16 @@ class SqliteBus:
 
     partitions = 1
 
-    def __init__(self, path: Path, writer: Writer, readers: Readers, *, close: Callable[[], Awaitable[None]]) -> None:
-        self._path, self._writer, self._readers, self._close = path, writer, readers, close
+    def __init__(
+        self,
+        path: Path,
+        config: StorageConfig,
+        writer: Writer,
+        readers: Readers,
+        *,
+        close: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._path, self._config, self._writer, self._readers, self._close = path, config, writer, readers, close
         self._end = 0
         self._appended = asyncio.Event()
         self._shared: _Shared | None = None
@@ -142,9 +151,15 @@ class SqliteBus:
         with connection:
             first, last, batches = pages.bounds(connection)
             events = pages.events_through(connection, last) - pages.events_trimmed(connection) if last else 0
-            size = used_bytes(connection)
+            size, full = used_bytes(connection), fullness(connection, self._path, self._config)
         return BusStats(
-            events=events, batches=batches, bytes=size, first=first, last=last, free_bytes=free_bytes(self._path)
+            events=events,
+            batches=batches,
+            bytes=size,
+            first=first,
+            last=last,
+            free_bytes=free_bytes(self._path),
+            full=full,
         )
 
     async def aclose(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import apsw
 
 from gateway.ports.bus import position
+from gateway.rules.sizes import size_text
 from gateway.storage import StorageConfig
 from gateway.storage.sqlite.schema import scalar
 
@@ -32,11 +33,12 @@ def fullness(connection: apsw.Connection, path: Path, config: StorageConfig) -> 
     """Tell why appends must wait; "" if they need not."""
     free = free_bytes(path)
     if free < config.min_free_disk_bytes:
-        return f"the disk has {free} bytes left, fewer than the {config.min_free_disk_bytes} of bus.min_free_disk"
+        floor = size_text(config.min_free_disk_bytes)
+        return f"the disk has {size_text(free)} left, less than bus.min_free_disk, {floor}"
     keep = config.retention
     if keep is None or used_bytes(connection) <= keep.size_bytes or _may_shrink(connection):
         return ""
-    return f"the bus is over the {keep.size_bytes} bytes of bus.retention, and live subscriptions need all of it"
+    return f"the bus is over the {size_text(keep.size_bytes)} of bus.retention, and live subscriptions need all of it"
 
 
 def _may_shrink(connection: apsw.Connection) -> bool:

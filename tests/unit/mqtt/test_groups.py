@@ -29,7 +29,7 @@ class Session:
         self.may = may
         self.has: list[tuple[Message, int, object]] = []
 
-    def offer(self, message, qos, identifiers, *, retain, on_ack=None, key=""):
+    def offer(self, message, qos, identifiers, *, retain, on_ack=None, key="", share=b""):
         if not self.may:
             return False
         self.has.append((message, qos, on_ack))
@@ -120,7 +120,7 @@ def test_forbidden_to_one():
 class Full(Session):
     """Hands everything back at once."""
 
-    def offer(self, message, qos, identifiers, *, retain, on_ack=None, key=""):
+    def offer(self, message, qos, identifiers, *, retain, on_ack=None, key="", share=b""):
         on_ack(Fate.UNSENT)
         return True
 

@@ -244,13 +244,44 @@ def test_a_repetition_that_cannot_be_sent_is_completed():
 
 @pytest.mark.parametrize(("more_bytes", "fits"), [(-1, True), (0, True), (1, False)])
 def test_all_queues_have_one_bound(more_bytes, fits):
-    """What waits for all clients is counted together, with what a message costs besides; the bound itself fits."""
-    queues = Queues()
-    one, other = Outbound(queues), Outbound(queues)
+    """What waits for all clients is counted together, with what a message costs besides; an owner may have as much as is left."""
+    owned_bytes = 2 * OVERHEAD_BYTES + 10 + 30
+    queues = Queues(owned_bytes + (owned_bytes + OVERHEAD_BYTES + 20))
+    one, another, other = Outbound(queues.of("a")), Outbound(queues.of("a")), Outbound(queues.of("b"))
     one.add(1, "a", 10)
     other.add(0, "b", 20)
-    bound = 3 * (10 + OVERHEAD_BYTES) + 10
-    assert queues.has_room(10 + more_bytes, bytes_=bound) == fits
+    assert another.has_share(30 + more_bytes) == fits
+    assert other.has_share(25)  # it has less
+
+
+@pytest.mark.parametrize(("more_bytes", "fits"), [(-1, False), (0, True), (1, True)])
+def test_who_has_too_much_leaves_half(more_bytes, fits):
+    """What was not asked for may be more than the bound: others share half of it all the same, until less waits."""
+    cost_bytes = 100 + OVERHEAD_BYTES
+    queues = Queues(4 * cost_bytes + 2 * more_bytes)
+    greedy, other = Outbound(queues.of("a")), Outbound(queues.of("b"))
+    for n in range(10):
+        greedy.add(1, n, 100)
+    assert (queues.size_bytes, queues.counted_bytes) == (10 * cost_bytes, 2 * cost_bytes + more_bytes)
+    assert not greedy.has_share(0)
+    assert other.has_share(100) == fits
+    greedy.forget()
+    assert (queues.size_bytes, queues.counted_bytes) == (0, 0)
+    assert other.has_share(100 + more_bytes)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3000)), max_size=200))
+def test_nobody_fills_all_queues(offers):
+    """However many are greedy, all stays within the bound, and who has nothing yet gets what half of the rest holds."""
+    bound = 20_000
+    queues = Queues(bound)
+    outs = [Outbound(queues.of(owner)) for owner in range(5)]
+    for owner, size_bytes in offers:
+        if outs[owner].has_share(size_bytes):
+            outs[owner].add(1, "m", size_bytes)
+    left = bound - queues.size_bytes
+    assert left >= bound // 2 ** len(outs)
+    assert Outbound(queues.of("new")).has_share(left // 2 - OVERHEAD_BYTES)
 
 
 @given(
@@ -263,9 +294,10 @@ def test_all_queues_have_one_bound(more_bytes, fits):
 )
 def test_all_queues_are_counted_right(steps):
     """Whatever happens, the count is what waits; what was forgotten counts no more, whatever it is offered."""
-    queues = Queues()
-    outs = [Outbound(queues), Outbound(queues)]
-    forgotten = Outbound(queues)
+    queues = Queues(2000)
+    share = queues.of("a")
+    outs = [Outbound(share), Outbound(queues.of("b"))]
+    forgotten = Outbound(share)
     forgotten.add(1, "x", 7)
     forgotten.forget()
     for step, number in steps:
@@ -283,9 +315,11 @@ def test_all_queues_are_counted_right(steps):
             out.restore([Delivery(out.next_number, 1, "r", 5, is_repeat=True)])
         elif step == "forget":
             assert len(out.forget()) >= 0
-            outs[number % 2] = Outbound(queues)
+            outs[number % 2] = Outbound(queues.of("ab"[number % 2]))
         else:
             for delivery in [each for each in out if each.stage is Stage.SENT]:
                 out.answered(delivery.packet_id, Said.PUBACK if delivery.qos == 1 else Said.PUBREC)
         waiting = [each for each_out in outs for each in each_out._queue]
         assert queues.size_bytes == sum(each.size_bytes + OVERHEAD_BYTES for each in waiting)
+        assert queues.counted_bytes == sum(min(queues.of(owner).size_bytes, 1000) for owner in "ab")
+        assert share.size_bytes == sum(each.size_bytes + OVERHEAD_BYTES for each in outs[0]._queue)

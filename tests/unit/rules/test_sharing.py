@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_protocol.topics import TopicFilter, events_topic, matches
 from gateway.rules.selection import Selection
-from gateway.rules.sharing import by_preference, event_filter, least_loaded
+from gateway.rules.sharing import by_preference, event_filter, least_loaded, share_id
 
 
 @dataclass
@@ -19,6 +19,13 @@ class Load:
     name: str
     is_away: bool = False
     owed: int = 0
+
+
+def test_a_share_is_named_by_its_name_and_filter() -> None:
+    """Two shared subscriptions never have one id, and ids are short and always the same: they are on disk."""
+    assert share_id("work", TopicFilter("chat/#")).hex() == "83cd151a50e21bb99a9b3589d2f13486"
+    ids = {share_id(name, TopicFilter(filter_)) for name in ("a", "ab", "s" * 60_000) for filter_ in ("b/c", "c", "#")}
+    assert (len(ids), {len(each) for each in ids}) == (9, {16})
 
 
 def test_the_least_loaded_is_connected_then_idle_then_rested() -> None:

@@ -262,8 +262,15 @@ async def test_nobody_listens(opened: Any) -> None:
         taken.bind(("127.0.0.1", 0))
         target = await opened(f"http://127.0.0.1:{taken.getsockname()[1]}/")
         verdict = await target.deliver(EVENT, key="k", attempt=1)
+    assert verdict == Down("cannot connect: Connection refused")
+
+
+async def test_a_name_that_is_none(opened: Any) -> None:
+    """A host that cannot be found means the target is down; the cause is the resolver's."""
+    verdict = await (await opened("http://nobody.invalid/")).deliver(EVENT, key="k", attempt=1)
     assert isinstance(verdict, Down)
-    assert verdict.cause.startswith("cannot connect: ")
+    assert "nown" in verdict.cause or "resolution" in verdict.cause  # unknown, not known, or no resolver here
+    assert "[Errno" not in verdict.cause
 
 
 async def test_silent_host_means_down(opened: Any) -> None:
