@@ -1,5 +1,7 @@
 """QoS 2 over real sockets, both ways: taken once, delivered once, acknowledged when durable (section 4.3.3)."""
 
+import asyncio
+
 import pytest
 from mqtt_kit import FakeAuthenticator, FakeIngest, FakeState, eventually, properties, publish, running, token
 
@@ -74,6 +76,41 @@ async def test_unknown_pubrel(version):
         client.send(Pubrel(packet_id=9))
         code = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if version is Version.V5 else ReasonCode.SUCCESS
         assert await client.read() == Pubcomp(packet_id=9, reason_code=code)
+
+
+class SlowState(FakeState):
+    """Writes while its gate is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def write(self, changes):
+        await self.gate.wait()
+        await super().write(changes)
+
+
+@BOTH
+async def test_pubrel_before_pubrec_frees_nothing(version):
+    """While PUBREC is owed its identifier is in use, whatever a client says: what comes under it is a repetition."""
+    async with running(state=SlowState()) as run:
+        client = await run.client(**lasting(version))
+        run.state.gate.clear()
+        again = publish(EVENTS, b"2", qos=2, packet_id=5)
+        client.send(publish(EVENTS, b"1", qos=2, packet_id=5), Pubrel(packet_id=5), again)
+        await eventually(lambda: run.ingest.arrivals)
+        assert await alive(client)
+        run.state.gate.set()
+        answers = [await client.read() for _ in range(3)]
+        assert sorted(type(each).__name__ for each in answers) == ["Pubcomp", "Pubrec", "Pubrec"]
+        assert [each.payload for each in run.ingest.arrivals] == [b"1"]
+        assert run.server._hub.budget.used_bytes == 0
+        client.send(Pubrel(packet_id=5))
+        assert await client.read() == Pubcomp(packet_id=5)
+        client.send(again)
+        assert await client.read() == Pubrec(packet_id=5)
+        assert [each.payload for each in run.ingest.arrivals] == [b"1", b"2"]
 
 
 async def test_pubrec_with_an_error_ends_the_flow():
