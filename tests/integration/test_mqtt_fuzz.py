@@ -86,6 +86,7 @@ async def attack(run, source):
     await client.aclose()
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 async def test_mutated_streams():
     """After many broken streams memory is as before, no socket or task is left, and good clients were served throughout."""

@@ -265,7 +265,8 @@ def play(versions, moves, folder=None) -> None:
     assert not [each for each in logs if each["log_level"] == "error"]
 
 
-@pytest.mark.timeout(600)  # where it fails, finding the shortest way to fail takes its time
+@pytest.mark.soak
+@pytest.mark.timeout(600 * SOAK)  # where it fails, finding the shortest way to fail takes its time
 @settings(max_examples=1200 * SOAK, deadline=None)
 @given(versions=VERSIONS, moves=GIVEN)
 def test_model(versions, moves):
@@ -273,7 +274,8 @@ def test_model(versions, moves):
     play(versions, moves)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.timeout(600 * SOAK)
 @settings(max_examples=25 * SOAK, deadline=None)
 @given(versions=VERSIONS, moves=GIVEN)
 def test_model_on_a_real_file(versions, moves):

@@ -139,6 +139,7 @@ def check_agreement(packet: Packet, decoder: Decoder) -> None:
     assert as_mqtt5(read) == theirs
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("sender", ["client", "server"])
 @settings(max_examples=300 * SOAK)
 @given(data=st.data())
@@ -148,6 +149,7 @@ def test_every_packet_agrees(sender: Side, data: st.DataObject) -> None:
     check_agreement(packet, Decoder(role=OTHER_SIDE[sender], version=Version.V5))
 
 
+@pytest.mark.soak
 @settings(max_examples=100 * SOAK)
 @given(packet=ms.connects(Version.V5))
 def test_connect_agrees(packet: Connect) -> None:
