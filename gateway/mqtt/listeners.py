@@ -236,6 +236,7 @@ class MqttServer:
     def _connect_parts(self) -> Hub:
         authenticator, ingest, state, stored_through, clock = self._parts
         loop, limits, tasks = asyncio.get_running_loop(), self._settings.limits, Tasks()
+        burst_s = max(CONNECTS_BURST_S, 2 / limits.connects_per_s)  # a rate below one in this time must let somebody in
         hub = Hub(
             settings=self._settings,
             authenticator=authenticator,
@@ -249,7 +250,7 @@ class MqttServer:
             turn=Turn(loop, ingest.flush),
             wheel=Wheel(loop),
             budget=InflightBudget(limits.inflight_bytes, limits.connection_inflight_bytes),
-            connects=TokenBucket(limits.connects_per_s, CONNECTS_BURST_S, loop.time()),
+            connects=TokenBucket(limits.connects_per_s, burst_s, loop.time()),
             stats=self.stats,
             journal=(journal := Journal(state, tasks)),
             retained=Retained(journal, limits, clock=clock, loop=loop),

@@ -70,15 +70,15 @@ class Receiver:
 
     def _stored(self, packet_id: int, receipt: Receipt) -> None:
         is_stored = receipt.code < UNSPECIFIED_ERROR
-        self._received.settle(packet_id, is_stored=is_stored)
-        if packet_id in self._noted:
-            self._noted.remove(packet_id)
-        elif is_stored:
-            self._shelf.put_received(packet_id, is_received=True)
+        if not is_stored or packet_id in self._noted:
+            self._answer(packet_id, receipt)
+        else:
+            self.note(packet_id)
             self._shelf.after(partial(self._answer, packet_id, receipt))
-            return
-        self._answer(packet_id, receipt)
 
     def _answer(self, packet_id: int, receipt: Receipt) -> None:
+        """PUBREC is due; only now may PUBREL come: one that comes sooner frees no identifier that others wait for."""
+        self._received.settle(packet_id, is_stored=receipt.code < UNSPECIFIED_ERROR)
+        self._noted.discard(packet_id)
         for settle in self._waiting.pop(packet_id):
             settle(receipt)

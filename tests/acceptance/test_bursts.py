@@ -7,16 +7,18 @@ import json
 import random
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fleet import Device, register, stored_events
 from mqtt_wire import Wire
 from paho_client import Client
-from sink import Sink
+from sink import Received, Sink
 from soak import SOAK
 from system import System, eventually
 
+from gateway.cli.client import call
 from gateway.config import load
 from gateway.demo.stage import free_port
 from gateway.mqtt.codec import Puback, Publish, Version
@@ -60,6 +62,11 @@ class Site:
 
     def events(self) -> list[dict[str, Any]]:
         return asyncio.run(stored_events(self.settings, "measured"))
+
+    def dead(self, handler: str) -> int:
+        """How many dead letters a handler has."""
+        (row,) = [row for row in asyncio.run(call(self.settings, "handlers_list")) if row["name"] == handler]
+        return int(row["dead"])
 
     def numbers(self) -> list[int]:
         """Data of all events in the order of the bus; their ids must differ."""
@@ -176,10 +183,35 @@ class Talker(threading.Thread):
         return True
 
 
+def is_poisoned(n: object) -> bool:
+    return isinstance(n, int) and n % 97 == 50
+
+
+@pytest.fixture
+def archive(site: Site) -> Iterator[Sink]:
+    """A service that takes many events a request; some it never takes, and now and then it fails, or says it is down."""
+    chance = random.Random()
+
+    def answer(received: Received) -> int:
+        assert isinstance(received.data, dict)
+        if is_poisoned(received.data["n"]):
+            return 400
+        return chance.choice((500, 503)) if chance.random() < 0.001 else 204
+
+    archive = Sink(answer).start()
+    retry = 'retry = { max_attempts = 1000, first = "10ms", max = "50ms" }'
+    site.system.add_handlers(f'name = "archive"\nurl = "{archive.url}"\nbatch = 50\n{retry}')
+    yield archive
+    archive.stop()
+
+
 @pytest.mark.soak
-@pytest.mark.timeout(120 * SOAK)
-def test_no_acknowledged_publish_is_lost_through_kills(site: Site) -> None:
-    """The gateway is killed in the middle of bursts: what it acknowledged is there, in order, once, after every kill."""
+@pytest.mark.timeout(180 * SOAK)
+def test_no_acknowledged_publish_is_lost_through_kills(site: Site, archive: Sink) -> None:
+    """The gateway is killed in the middle of bursts: what it acknowledged is there, in order, once, after every kill.
+
+    A service that takes batches gets all of it in that order, but for what it never takes: those are the dead letters.
+    """
     chance, acknowledged, first = random.Random(), list[int](), 0
     site.system.start_gateway()
     for _ in range(KILLS * SOAK):
@@ -199,3 +231,9 @@ def test_no_acknowledged_publish_is_lost_through_kills(site: Site) -> None:
         assert set(acknowledged) <= set(numbers), "acknowledged and lost"
         assert set(numbers) <= set(range(first))
     assert len(acknowledged) >= KILLS * SOAK * BURST
+    taken = [n for n in numbers if not is_poisoned(n)]
+    eventually(
+        lambda: archive.count >= len(taken), within_s=60 * SOAK, what=f"{archive.count} of {len(taken)} were archived"
+    )
+    assert [received.data["n"] for received in archive.applied["/devices/dev1"]] == taken
+    eventually(lambda: site.dead("archive") == len(numbers) - len(taken))

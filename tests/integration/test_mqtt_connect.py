@@ -254,6 +254,14 @@ async def test_connection_rate(number, code):
             assert (await old.connect("dev4")).reason_code == ReasonCode.SERVER_UNAVAILABLE
 
 
+async def test_low_connection_rate():
+    """However low the rate, one client is let in at once: a rate is not a closed door."""
+    async with running(limits={"connects_per_s": 0.01}) as run:
+        for n in range(2):
+            await run.client(f"dev{n}")
+        assert (await (await run.raw()).connect("dev3")).reason_code == 0x9F
+
+
 async def test_refused_connections_cost_no_rate():
     """Who is refused for the rate takes nothing from it: a second later one is let in, however many try."""
     async with running(limits={"connects_per_s": 1.0}) as run:

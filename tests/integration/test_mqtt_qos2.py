@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import ingest_parts as parts
 import pytest
-from lasting import kept, number_kept
+from lasting import alive, kept, number_kept
 from mqtt_kit import POLICY, becomes, eventually, properties, publish, running, token
 
 from gateway.errors import BusUnavailable
@@ -45,11 +45,6 @@ async def operator(run, client_id="tool", *filters, qos=2, role="operator", **co
     return client
 
 
-async def alive(client):
-    client.send(Pingreq())
-    return await client.read() == Pingresp()
-
-
 @BOTH
 async def test_pubrec_is_the_receipt(version):
     """PUBREC comes when the event is durable, not before; a repetition is not ingested again; PUBREL frees the id."""
@@ -78,6 +73,37 @@ async def test_unknown_pubrel(version):
         client.send(Pubrel(packet_id=9))
         code = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND if version is Version.V5 else ReasonCode.SUCCESS
         assert await client.read() == Pubcomp(packet_id=9, reason_code=code)
+
+
+@BOTH
+async def test_pubrel_before_pubrec_frees_nothing(version):
+    """While PUBREC is owed its identifier is in use, whatever a client says: what comes under it is a repetition."""
+    async with running() as run:
+        client = await run.client(**lasting(version))
+        run.state.is_open.clear()
+        again = publish(EVENTS, b"2", qos=2, packet_id=5)
+        client.send(publish(EVENTS, b"1", qos=2, packet_id=5))
+        await becomes(lambda: payloads(run), [b"1"])
+        client.send(Pubrel(packet_id=5), again, Pingreq())
+        answers = []
+        while (packet := await client.read()) != Pingresp():
+            answers.append(packet)
+        run.state.is_open.set()
+        while len(answers) < 3:
+            answers.append(await client.read())
+        assert sorted(type(each).__name__ for each in answers) == ["Pubcomp", "Pubrec", "Pubrec"]
+        assert await payloads(run) == [b"1"]
+        assert run.server._hub.budget.used_bytes == 0
+        client.send(Pubrel(packet_id=5))
+        assert await client.read() == Pubcomp(packet_id=5)
+        client.send(again)
+        assert await client.read() == Pubrec(packet_id=5)
+        assert await payloads(run) == [b"1", b"2"]
+
+
+async def payloads(run):
+    """Data of the events on the bus."""
+    return [event.payload for event in await run.events()]
 
 
 async def test_pubrec_with_an_error_ends_the_flow():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 
 import ingest_parts as parts
 import pytest
@@ -407,35 +407,51 @@ SAID = st.sampled_from(
 )
 
 
+FLAGS = st.sampled_from([{}, {}, {}, {"dup": True}, {"retain": True}])
+SAME_ID = 5000
+
+
 @st.composite
-def conversations(draw: st.DrawFn) -> list[tuple[str, int, dict[str, object], list[bytes]]]:
-    """Blocks of publishes that are alike but for their payloads, most of which are usual for their topic."""
+def conversations(draw: st.DrawFn) -> list[tuple[str, dict[str, object], list[bytes], bool]]:
+    """Blocks of publishes that are alike but for payloads that are usual for their topic, mostly; some use one identifier for all."""
     numbers = st.integers(0, 99).map(lambda n: b"%d" % n)
     cloud_events = st.builds(
         lambda n, type_: parts.event(n, id_=f"said-{n}", type_=type_), st.integers(0, 9), st.sampled_from(["a", "b.c"])
     )
+    kinds = st.tuples(st.sampled_from([0, 1, 1, 1, 2]), SAID, FLAGS)
+    options = kinds.map(lambda kind: {"qos": kind[0], "said": kind[1]} | (kind[2] if kind[0] else {}))
 
-    def blocks(topic: str) -> st.SearchStrategy[tuple[str, int, dict[str, object], list[bytes]]]:
+    def blocks(topic: str) -> st.SearchStrategy[tuple[str, dict[str, object], list[bytes], bool]]:
         usual = cloud_events if topic.endswith("events") else numbers
         payloads = st.lists(st.one_of(usual, usual, usual, PAYLOADS), min_size=1, max_size=12)
-        return st.tuples(st.just(topic), st.sampled_from([0, 1, 1, 1, 2]), SAID, payloads)
+        return st.tuples(st.just(topic), options, payloads, st.booleans())
 
     return draw(st.lists(TOPICS.flatmap(blocks), min_size=1, max_size=5))
 
 
-async def outcome(talk, version, *, takes_runs):
-    """All that is seen of a conversation: answers, events on the bus without what is made anew, counts."""
+def packets_of(talk, version):
+    packets, n = [], 0
+    for topic, options, payloads, is_same in talk:
+        qos, flags = options["qos"], {name: options[name] for name in ("dup", "retain") if name in options}
+        said = {"properties": properties(**options["said"])} if version is Version.V5 else {}
+        for payload in payloads:
+            n += 1
+            packet_id = 0 if not qos else SAME_ID if is_same and qos == 1 else n
+            packets.append(publish(topic, payload, qos=qos, packet_id=packet_id, **flags, **said))
+    return packets
+
+
+async def outcome(talk, version, cuts, *, takes_runs):
+    """All that is seen of a conversation: answers, counts, whether it was ended, events without what is made anew; runs."""
     async with serving(limits={"receive_maximum": 200}) as run:
         run.ingest.takes_runs = takes_runs
         client = await run.client(version=version)
-        packets, n = [], 0
-        for topic, qos, said, payloads in talk:
-            options = {"properties": properties(**said)} if version is Version.V5 else {}
-            for payload in payloads:
-                n += 1
-                packets.append(publish(topic, payload, qos=qos, packet_id=n if qos else 0, **options))
+        packets = packets_of(talk, version)
+        wire = b"".join(encode(each, version) for each in (*packets, Pingreq()))
         with capture_logs():
-            client.send(*packets, Pingreq())
+            for begin, end in pairwise((0, *(int(len(wire) * cut) for cut in sorted(cuts)), len(wire))):
+                client.writer.write(wire[begin:end])
+                await asyncio.sleep(0)
             found, expected = [], sum(packet.qos > 0 for packet in packets) + 1
             while len(found) < expected and (packet := await client.read()) is not None:
                 found.append(packet)
@@ -449,15 +465,19 @@ async def outcome(talk, version, *, takes_runs):
         assert len({event.id for event in events}) == len(events)
         if len(found) == expected:
             await eventually(lambda: sum(run.server.stats.publishes.values()) == len(packets))
-        return answered, rows, run.server.stats.publishes, run.ingest.runs
+        return answered, run.server.stats.publishes, len(found) < expected, rows, run.ingest.runs
 
 
 @BOTH
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(talk=conversations())
-async def test_runs_change_nothing_that_can_be_seen(version, talk):
-    """Whatever is sent in one write: answers, events and counts are those of a server that takes one by one."""
-    alone = await outcome(talk, version, takes_runs=False)
-    runs = await outcome(talk, version, takes_runs=True)
-    assert runs[:3] == alone[:3]
-    assert alone[3] == 0
+@given(talk=conversations(), cuts=st.lists(st.floats(0, 1), max_size=3))
+async def test_runs_change_nothing_that_can_be_seen(version, talk, cuts):
+    """Whatever is sent, however it is cut: answers, events and counts are those of a server that takes one by one."""
+    *alone, rows, runs = await outcome(talk, version, cuts, takes_runs=False)
+    assert runs == 0
+    *in_runs, rows_too, _ = await outcome(talk, version, cuts, takes_runs=True)
+    assert in_runs == alone
+    _, _, is_ended = alone
+    # What comes behind a refusal that ended the connection is read, or it is not
+    both = min(len(rows), len(rows_too)) if is_ended else None
+    assert rows_too[:both] == rows[:both]

@@ -76,24 +76,47 @@ class Sink:
             self._server = None
 
     def take(self, headers: Message, body: bytes) -> int:
-        received = Received(
-            key=headers["Idempotency-Key"],
-            source=headers["ce-source"],
-            type=headers["ce-type"],
-            id=headers["ce-id"],
-            sequence=int(headers.get("ce-sequence", 0)),
-            data=json.loads(body) if body else None,
-            headers=dict(headers.items()),
-        )
+        """Take a request; one with several events is answered as the worst of them."""
+        is_batch = headers["Content-Type"] == "application/cloudevents-batch+json"
+        received = _read_batch(headers, body) if is_batch else [_read(headers, body)]
         with self._lock:
-            self.deliveries.append(received)
-            status = self.answer(received)
-            if status < 300 and received.key not in self._keys:
-                self._keys.add(received.key)
-                self.applied[received.source].append(received)
+            self.deliveries += received
+            status = max(map(self.answer, received))
+            for each in received if status < 300 else ():
+                if each.key not in self._keys:
+                    self._keys.add(each.key)
+                    self.applied[each.source].append(each)
         return status
 
     @property
     def count(self) -> int:
         with self._lock:
             return len(self._keys)
+
+
+def _read(headers: Message, body: bytes) -> Received:
+    return Received(
+        key=headers["Idempotency-Key"],
+        source=headers["ce-source"],
+        type=headers["ce-type"],
+        id=headers["ce-id"],
+        sequence=int(headers.get("ce-sequence", 0)),
+        data=json.loads(body) if body else None,
+        headers=dict(headers.items()),
+    )
+
+
+def _read_batch(headers: Message, body: bytes) -> list[Received]:
+    """Of each event by itself; its key is what it would have been alone."""
+    return [
+        Received(
+            key=f"{event['source']}#{event['id']}",
+            source=event["source"],
+            type=event["type"],
+            id=event["id"],
+            sequence=int(event.get("sequence", 0)),
+            data=event.get("data"),
+            headers=dict(headers.items()),
+        )
+        for event in json.loads(body)
+    ]
