@@ -37,7 +37,7 @@ format: $(VENV)/.dev ## format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-soak: $(VENV)/.dev debian tests/support/mqttjs/node_modules ## the crash, fuzz and fault tests with larger numbers (about an hour)
+soak: $(VENV)/.dev debian tests/support/mqttjs/node_modules ## the crash, fuzz and fault tests with larger numbers (two hours and more)
 	SOAK=40 $(BIN)/python -m pytest -m soak --timeout 7200 $(ARGS)
 
 bench: $(VENV)/.dev debian ## measure against peers and floors, about nine minutes; writes benchmarks/RESULTS.md

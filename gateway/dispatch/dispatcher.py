@@ -250,7 +250,9 @@ class Dispatcher:
     # ---- waking one another
 
     def _rouse(self) -> None:
-        """Wake as many idle workers as there may be deliveries to start."""
+        """Wake as many idle workers as there may be deliveries to start, and the reader if there is room."""
+        if self._reader is not None:
+            self._reader.go_on()  # the keeper makes room too
         if self._plan is None or not self._idle:
             return
         for _ in range(min(self._plan.startable(self._monotonic()), len(self._idle))):
@@ -292,8 +294,7 @@ class Dispatcher:
                 continue
             batch = plan.join(item, now_s) if batches else None
             await (courier.deliver(item, now_s) if batch is None else courier.deliver_batch(batch, now_s))
-            if reader.waits and plan.has_room:
-                reader.room.set()
+            reader.go_on()
             if plan.is_look_due:
                 keeper.bell.set()
             streak += 1

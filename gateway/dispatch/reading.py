@@ -79,12 +79,7 @@ class Decoder:
 
 
 class Reader:
-    """Feeds one plan.
-
-    Attributes:
-        room: Set by whoever makes room in the window.
-        waits: Whether the reader waits for it.
-    """
+    """Feeds one plan."""
 
     def __init__(
         self, name: str, bus: EventBus, plan: Plan, decoder: Decoder, *, patience: Patience, tally: Tally
@@ -95,8 +90,8 @@ class Reader:
         self._decoder = decoder
         self._patience = patience
         self._tally = tally
-        self.room = asyncio.Event()
-        self.waits = False
+        self._room = asyncio.Event()
+        self._waits = False
 
     async def run(self, partition: int, on_fed: Callable[[], None]) -> None:
         """Read one partition until we are to stop.
@@ -160,12 +155,17 @@ class Reader:
         self._plan.skip(partition, after)
         return after
 
+    def go_on(self) -> None:
+        """Something left the window: read on, if that is what was waited for."""
+        if self._waits and self._plan.has_room:
+            self._room.set()
+
     async def _has_room(self) -> None:
         while not self._plan.has_room:
-            self.room.clear()
-            self.waits = True
-            await self.room.wait()
-        self.waits = False
+            self._room.clear()
+            self._waits = True
+            await self._room.wait()
+        self._waits = False
 
     def _take(self, partition: int, entry: StoredBatch | Damaged) -> None:
         plan = self._plan

@@ -112,7 +112,7 @@ def test_people_get_a_table(system):
 @pytest.mark.parametrize(
     ("name", "options", "figures"),
     [
-        ("ingest_plain", ("--seconds", "0.2"), 6),
+        ("ingest_plain", ("--seconds", "0.2"), 7),
         ("ingest_sealed", ("--seconds", "0.02"), 7),
         ("latency", ("--seconds", "0.2", "--rate", "50"), 6),
         ("connections", ("--connections", "10"), 3),

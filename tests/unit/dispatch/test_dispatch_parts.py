@@ -10,11 +10,13 @@ from dispatch_bench import batch, ids, make_bench, until
 
 from edge_protocol.events import Event, encode_event
 from gateway.dispatch.patience import Patience
-from gateway.dispatch.reading import Decoder
-from gateway.dispatch.stats import Rate
+from gateway.dispatch.reading import Decoder, Reader
+from gateway.dispatch.stats import Rate, Tally
 from gateway.errors import BusUnavailable, Trimmed
 from gateway.ports.bus import Damaged, Page, Position, StoredBatch, position
 from gateway.ports.subscriptions import Deferred, DeferredState, SubscriptionSpec, Waiting
+from gateway.rules.handling import HandlerSettings
+from gateway.rules.plan import Plan
 from gateway.storage import open_storage
 
 
@@ -142,4 +144,29 @@ async def test_trimmed_log_is_counted_and_read_on() -> None:
         await until(lambda: bench.target.taken == 4)
         assert dispatcher.stats().tally.trimmed >= 1
     assert bench.target.took == {"/devices/a": ids("a", 3, 6)}
+    await store.aclose()
+
+
+async def test_a_reader_waits_for_room_whoever_makes_it() -> None:
+    """With a full window nothing more is read; when something leaves it, reading goes on at the next word of it."""
+    store = await open_storage("memory://")
+    await store.bus.append([batch("a", 1), batch("b", 1)])
+    plan, stopping = Plan(HandlerSettings(window_events=1), {0: (0, ())}), asyncio.Event()
+    decoder = Decoder(SubscriptionSpec(name="n"), lambda _: {})
+    patience = Patience("n", stopping, lambda: 0.5)
+    reader = Reader("n", store.bus, plan, decoder, patience=patience, tally=Tally())
+    reading = asyncio.create_task(reader.run(0, lambda: None))
+    for source in ("/devices/a", "/devices/b"):
+        await until(lambda: plan.events == 1)
+        reader.go_on()  # there is no room: it stays
+        await asyncio.sleep(0)
+        item = plan.start(0.0)
+        assert item is not None
+        assert (item.event.source, plan.start(0.0)) == (source, None)
+        plan.delivered(item)
+        plan.take()
+        plan.saved()
+        reader.go_on()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
     await store.aclose()
