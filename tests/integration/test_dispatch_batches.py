@@ -17,6 +17,7 @@ from dispatch_bench import Bench, batch, ids, make_bench, until
 from gateway.dispatch import DispatchState
 from gateway.ports.subscriptions import DeferredState, Waiting
 from gateway.ports.target import TargetConfig
+from gateway.rules.retry import PausePolicy
 from gateway.storage import Storage, open_storage
 from gateway.targets import open_target
 
@@ -194,7 +195,7 @@ async def test_replayed_dead_letter_goes_alone_under_its_key(service: Service, b
 
 async def test_same_composition_has_the_same_key(service: Service, benched: Any) -> None:
     """A batch that comes again after an outage, whole, has the key it had; others have other keys."""
-    bench = await benched(3, concurrency=1)
+    bench = await benched(3, concurrency=1, pause=PausePolicy(first_s=60, max_s=60))  # longer than the first one lives
     service.answer = lambda _: 503 if len(service.requests) == 1 else 204
     await bench.append(batch("a", 1, 3), batch("b", 1, 3))
     async with bench.doomed():
