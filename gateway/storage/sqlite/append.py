@@ -24,9 +24,8 @@ from gateway.storage.sqlite.schema import insert, scalar
 CACHED_RANGES: Final = 200_000  # about 50 MB; a source's share is its streams and their ranges
 DAY_S: Final = 86400
 
-_UUID: Final = re.compile(
-    "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-)  # as RFC 9562 writes it; others come back as text
+_UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""As RFC 9562 writes it: what is written otherwise would not come back as it was."""
 
 
 def checksum(  # noqa: PLR0917  # the columns, in their order
