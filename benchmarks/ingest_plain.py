@@ -1,6 +1,6 @@
 """Plain QoS 1 publishes, 256 bytes, 4 connections with 64 in flight, against brokers.
 
-Then CloudEvents, whose ids are compared with all that is stored; then 128 connections with one in flight, where no
+Then CloudEvents, whose ids are compared with those of the deduplication window; then 128 connections with one in flight, where no
 publish can share its way with another (docs/adr/0008-runs.md).
 
 The gateway stores before PUBACK, policy and sessions on, without TLS. Its peers: Mosquitto in memory, NATS JetStream that

@@ -13,6 +13,7 @@ DeviceId = NewType("DeviceId", str)
 MAX_DEVICE_ID: Final = 128
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9\-._~]{0,127}")
 _AUDIENCE = re.compile(r"[!-~]{1,255}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def device_id(text: str) -> DeviceId:
@@ -41,6 +42,11 @@ def device_source(device: str) -> str:
 def service_source(sub: str) -> str:
     """CloudEvents `source` of a cloud service's events."""
     return f"/services/{sub}"
+
+
+def is_uuid(text: str) -> bool:
+    """Tell whether a text is a UUID written as by RFC 9562, section 4, in lower case."""
+    return _UUID.fullmatch(text) is not None
 
 
 def uuid7(now_ms: int, random: bytes) -> str:

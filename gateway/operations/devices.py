@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
 from edge_protocol import tokens
-from edge_protocol.ids import device_id
+from edge_protocol.ids import device_id, is_uuid
 from edge_protocol.keys import load_verify_key
 from edge_protocol.times import rfc3339
 from gateway.config import Settings
@@ -27,8 +26,6 @@ from gateway.ports.operations import Operations
 from gateway.rules.policy import Policy
 
 log = structlog.get_logger()
-
-_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of tokens that we make (UUIDv7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +161,6 @@ def _id_of(text: str, issuer: str) -> str:
     if text.count(".") == 2:
         claims = tokens.read(text).claims
         jti = claims.jti if claims.iss == issuer else None
-    if not jti or not _ID.fullmatch(jti):
+    if not jti or not is_uuid(jti):
         raise NotFound("token: expected one of `gateway token create`, or the id that its --json shows")
     return jti

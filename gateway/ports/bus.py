@@ -224,7 +224,8 @@ class EventBus(Protocol):
         """Read on from a position, oldest first.
 
         There is no committed event between `after` and `page.next` that is not in the page (or reported damaged): a
-        reader that goes on from `page.next` sees every event. Holds no transaction afterwards. A row of which `after`
+        reader that goes on from `page.next` sees every event. A page may end before the log does, whatever its size: only
+        one that is empty is the end. Holds no transaction afterwards. A row of which `after`
         is not the last event is returned whole. At least one batch is returned if there is any, even over `max_bytes`
         (bytes of bodies). With nothing to read it waits up to `wait_s` seconds for an append.
 

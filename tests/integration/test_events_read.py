@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from pathlib import Path
 
+import pytest
+from batches import plain_batch
 from gateway_here import serving, settings_in
 
 from gateway.cli.client import call
-from gateway.operations import events
+from gateway.parts import open_storage
 
 
 async def test_what_was_stored_since_the_last_call_is_shown_by_the_next(tmp_path: Path):
@@ -26,17 +29,16 @@ async def test_what_was_stored_since_the_last_call_is_shown_by_the_next(tmp_path
             assert await shown() == [f"order-{m}" for m in range(1, n + 1)]
 
 
-async def test_a_call_ends_after_so_many_pages(tmp_path: Path, monkeypatch):
-    """What is wanted stands behind more than one call looks through: the answer is short, and `next` goes on."""
-    monkeypatch.setattr(events, "_PAGE_BYTES", 1)  # one event a page
-    monkeypatch.setattr(events, "_PAGES", 3)
+@pytest.mark.parametrize(("unwanted", "first"), [(15, ["wanted"]), (16, []), (17, [])])
+async def test_a_call_ends_after_so_many_pages(tmp_path: Path, unwanted: int, first: list[str]):
+    """What is wanted stands behind more than one call looks through, 16 pages: the answer is short, and `next` goes on."""
     settings = settings_in(tmp_path)
-    async with serving(settings):
-        for n in range(1, 8):
-            await call(settings, "events_publish", type="order.placed" if n in (3, 7) else "cart.updated", id=f"e{n}")
-        answers = []
-        after: dict[str, str] = {"start": "beginning"}
-        while not answers or answers[-1]["next"] != after.get("after"):
-            after = {"after": answers[-1]["next"]} if answers else after
-            answers.append(await call(settings, "events_read", types=["order.*"], **after))
-        assert [[event["id"] for event in answer["events"]] for answer in answers] == [["e3"], [], ["e7"], []]
+    async with aclosing(await open_storage(settings)) as storage:
+        page = [plain_batch(f"e{n}", type_="cart.updated", pad=1 << 20) for n in range(unwanted)]
+        await storage.bus.append([*page, plain_batch("wanted", type_="order.placed")])
+    answer = await call(settings, "events_read", start="beginning", types=["order.*"])
+    assert [event["id"] for event in answer["events"]] == first
+    rest = await call(settings, "events_read", after=answer["next"], types=["order.*"])
+    assert [event["id"] for event in (*answer["events"], *rest["events"])] == ["wanted"]
+    end = await call(settings, "events_read", after=rest["next"], types=["order.*"])
+    assert (end["events"], end["next"]) == ([], rest["next"])

@@ -46,6 +46,14 @@ async def joined(run, name, **options):
     await run.server._hub.journal.settled()
 
 
+async def crashed_after(folder, *payloads):
+    """The store of a gateway that crashed when `m` had been given messages, and `a` was the other member."""
+    async with running(folder=folder) as run:
+        await given(run, *payloads)
+        await joined(run, "a")
+        return run.crashed()
+
+
 async def payloads(client, count):
     """What a client gets, acknowledged; and nothing after it."""
     found = []
@@ -94,10 +102,7 @@ def _lives_long(head):
 
 async def test_what_is_handed_over_survives_the_next_restart(tmp_path):
     """The member that takes it over keeps it durably, and hands it on when its own session ends after another restart."""
-    async with running(folder=tmp_path) as run:
-        await given(run, b"1")
-        await joined(run, "a")
-        crashed = run.crashed()
+    crashed = await crashed_after(tmp_path, b"1")
     async with running(folder=crashed) as run:
         run.server.disconnect_token("id", "m")
         await run.server._hub.journal.settled()
@@ -111,10 +116,7 @@ async def test_what_is_handed_over_survives_the_next_restart(tmp_path):
 
 async def test_what_was_acknowledged_after_a_restart_stays_acknowledged(tmp_path):
     """Only what the session still owes is handed over when it ends."""
-    async with running(folder=tmp_path) as run:
-        await given(run, b"1", b"2")
-        await joined(run, "a")
-        crashed = run.crashed()
+    crashed = await crashed_after(tmp_path, b"1", b"2")
     async with running(folder=crashed) as run:
         first = await member(run, "m", properties={"receive_maximum": 1})
         got = await first.read()
@@ -128,10 +130,7 @@ async def test_what_was_acknowledged_after_a_restart_stays_acknowledged(tmp_path
 
 async def test_refused_after_a_restart(tmp_path):
     """What the client refuses is offered to no other [MQTT-4.8.2-6]."""
-    async with running(folder=tmp_path) as run:
-        await given(run, b"1")
-        await joined(run, "a")
-        crashed = run.crashed()
+    crashed = await crashed_after(tmp_path, b"1")
     async with running(folder=crashed) as run:
         taker, first = await member(run, "a"), await member(run, "m")
         got = await first.read()
@@ -226,10 +225,7 @@ async def test_as_it_was_published(tmp_path, granted, flags):
 
 async def test_records_of_before(tmp_path):
     """Records without a share are read, delivered, and end with their session; older gateways read past the new fields."""
-    async with running(folder=tmp_path) as run:
-        await given(run, b"1", b"2")
-        await joined(run, "a")
-        crashed = run.crashed()
+    crashed = await crashed_after(tmp_path, b"1", b"2")
     old = msgspec.defstruct(
         "Old", [("packet", bytes | None), ("plain", bytes | None), ("at", float | None), ("key", str)], array_like=True
     )

@@ -7,7 +7,6 @@ only while every commit succeeds, so a failed one throws the whole `Log` away.
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 import apsw
 
+from edge_protocol.ids import is_uuid
 from gateway.ports.bus import Batch, Forked, Outcome, Position, Stored, position
 from gateway.rules.ranges import Range
 from gateway.storage.placing import Piece, Placed, place_plain, place_span, whole
@@ -23,9 +23,6 @@ from gateway.storage.sqlite.schema import insert, scalar
 
 CACHED_RANGES: Final = 200_000  # about 50 MB; a source's share is its streams and their ranges
 DAY_S: Final = 86400
-
-_UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""As RFC 9562 writes it: what is written otherwise would not come back as it was."""
 
 
 def checksum(  # noqa: PLR0917  # the columns, in their order
@@ -238,7 +235,7 @@ class Log:
 
 def _id_value(id_: str) -> bytes | str:
     """How an id is kept: a UUID as its 16 bytes (27.5 bytes a row), others as text, so that the two never meet."""
-    return bytes.fromhex(id_.replace("-", "")) if _UUID.fullmatch(id_) else id_
+    return bytes.fromhex(id_.replace("-", "")) if is_uuid(id_) else id_
 
 
 def _days(connection: apsw.Connection) -> list[int]:
